@@ -1,0 +1,1 @@
+"""Rankwright trains, evaluates and runs text rerankers."""

@@ -1,0 +1,19 @@
+"""The three errors a user can cause. Each message is one line: what came, what is allowed, what to do."""
+
+from __future__ import annotations
+
+
+class RankwrightError(Exception):
+    """Base of every error that Rankwright raises on purpose; the command line prints it and exits with 2."""
+
+
+class ConfigError(RankwrightError):
+    """An argument, a model or a combination of them cannot be used."""
+
+
+class DataError(RankwrightError):
+    """A file, a row or a score is not what the contract says."""
+
+
+class CheckpointError(RankwrightError):
+    """A checkpoint is missing, incomplete or belongs to something else."""

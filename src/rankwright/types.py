@@ -1,0 +1,138 @@
+"""The values that travel between the rooms.
+
+Shape legend: ``Q`` queries (groups) in a batch, ``P`` (query, document) pairs, ``T`` tokens in the packed
+row, ``S`` segments of the packed row, ``D`` documents of one query.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(slots=True)
+class Example:
+    """One query and **all** its candidates, as a reader found them; nothing is sampled yet.
+
+    Attributes:
+        query: the query text, never empty.
+        documents: the ``D`` candidate texts, in the order of the source.
+        labels: ``D`` relevance values; 1 and 0 from ``positive`` and ``negative``, graded or soft values welcome.
+        first_stage_scores: ``D`` scores of the retriever that found the candidates, higher is better.
+        teacher_scores: ``D`` scores of a teacher model.
+        instruction: the task description for models that read one; None takes the run's.
+        query_id: unique within one dataset.
+        document_ids: ``D`` ids; None where the source has none.
+        source: where it came from, for messages, such as ``train.jsonl:12``.
+    """
+
+    query: str
+    documents: list[str]
+    labels: list[float]
+    first_stage_scores: list[float] | None = None
+    teacher_scores: list[float] | None = None
+    instruction: str | None = None
+    query_id: str = ""
+    document_ids: list[str] | None = None
+    source: str = ""
+
+
+@dataclass(slots=True)
+class Group:
+    """What one loss term sees: the documents of one example chosen for this epoch.
+
+    Attributes:
+        example: the complete example.
+        chosen: indices into ``example.documents``, positives first.
+    """
+
+    example: Example
+    chosen: tuple[int, ...]
+
+    @property
+    def documents(self) -> list[str]:
+        """The chosen texts."""
+        return [self.example.documents[i] for i in self.chosen]
+
+    @property
+    def labels(self) -> list[float]:
+        """The chosen labels."""
+        return [self.example.labels[i] for i in self.chosen]
+
+
+@dataclass(slots=True)
+class PackedBatch:
+    """All documents of all groups in one row without padding.
+
+    The row is cut into ``S`` segments. A segment attends to itself and, where ``parents`` names another
+    segment (the shared prefix of a causal model), to all of that one; never to anything else.
+
+    Attributes:
+        input_ids_T: token ids.
+        position_ids_T: positions; a segment with a parent continues the parent's.
+        lengths: the ``S`` segment lengths, on the host, so that no attention call waits for the device.
+        parents: for each segment the index of its shared prefix, or -1.
+        score_index_P: index into the row of the token each pair's score is read at.
+        segment_P: the segment that holds each pair (its document's part).
+        labels_P: float32 labels.
+        offsets_Q: ``Q + 1`` int64 offsets of the groups into the pairs.
+        token_type_ids_T: segment kinds for the families that use them.
+        query_ids: ids of the ``Q`` groups, for messages.
+        padded_tokens: what a padded batch of the same pairs would hold, for the padding share saved.
+    """
+
+    input_ids_T: torch.Tensor
+    position_ids_T: torch.Tensor
+    lengths: tuple[int, ...]
+    parents: tuple[int, ...]
+    score_index_P: torch.Tensor
+    segment_P: torch.Tensor
+    labels_P: torch.Tensor
+    offsets_Q: torch.Tensor
+    token_type_ids_T: torch.Tensor | None = None
+    query_ids: tuple[str, ...] = ()
+    padded_tokens: int = 0
+
+    def to(self, device: Any, non_blocking: bool = False) -> PackedBatch:
+        """Return the batch with every tensor on ``device``."""
+        moved: dict[str, Any] = {
+            f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if f.name[-2:] in ("_T", "_P", "_Q") and getattr(self, f.name) is not None
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> PackedBatch:
+        """Return the batch in page-locked memory (called by the DataLoader)."""
+        moved: dict[str, Any] = {
+            f.name: getattr(self, f.name).pin_memory()
+            for f in fields(self)
+            if f.name[-2:] in ("_T", "_P", "_Q") and getattr(self, f.name) is not None
+        }
+        return replace(self, **moved)
+
+    @property
+    def num_pairs(self) -> int:
+        """``P``."""
+        return int(self.score_index_P.shape[0])
+
+    @property
+    def num_tokens(self) -> int:
+        """``T``."""
+        return int(self.input_ids_T.shape[0])
+
+
+@dataclass(slots=True)
+class ScoredList:
+    """One query's candidates with their scores, in the order of the example.
+
+    Attributes:
+        example: the complete example.
+        scores: ``D`` fp32 logits, higher is better.
+    """
+
+    example: Example
+    scores: list[float] = field(default_factory=list)

@@ -1,0 +1,124 @@
+"""From groups to one packed row.
+
+Shape legend: ``Q`` groups, ``P`` pairs, ``T`` tokens, ``S`` segments.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+
+from rankwright.templates import PairEncoder, PairTokens
+from rankwright.types import Group, PackedBatch
+
+
+class Collator:
+    """Encodes groups and packs them.
+
+    Args:
+        encoder: the template with its tokenizer and maximum length.
+        share_prefix: compute a group's instruction and query once; for causal models only.
+        scored_last: the score is read at the pair's last token, otherwise at its first.
+        position_offset: position of a sequence's first token.
+        token_types: whether the model reads segment kinds.
+
+    Attributes:
+        truncated: counts of cut ``documents`` and ``queries`` so far.
+    """
+
+    def __init__(
+        self,
+        encoder: PairEncoder,
+        *,
+        share_prefix: bool,
+        scored_last: bool,
+        position_offset: int = 0,
+        token_types: bool = False,
+    ) -> None:
+        self.encoder = encoder
+        self.share_prefix = share_prefix
+        self.scored_last = scored_last
+        self.position_offset = position_offset
+        self.token_types = token_types
+        self.truncated: Counter[str] = Counter()
+
+    def __call__(self, groups: Sequence[Group]) -> PackedBatch:
+        """Encode and pack ``Q`` groups."""
+        return self.pack(groups, [self.encode(group) for group in groups])
+
+    def encode(self, group: Group) -> PairTokens:
+        """Encode one group."""
+        tokens = self.encoder.encode(
+            group.example.query, group.documents, group.example.instruction
+        )
+        self.truncated["documents"] += tokens.truncated_documents
+        self.truncated["queries"] += tokens.truncated_query
+        return tokens
+
+    def cost(self, tokens: PairTokens) -> int:
+        """Tokens that a group takes in the packed row."""
+        documents = sum(map(len, tokens.documents))
+        if self.share_prefix and len(tokens.documents) > 1:
+            return len(tokens.prefix) + documents
+        return len(tokens.prefix) * len(tokens.documents) + documents
+
+    def pack(self, groups: Sequence[Group], encoded: Sequence[PairTokens]) -> PackedBatch:
+        """Lay encoded groups into one row.
+
+        Args:
+            groups: ``Q`` groups.
+            encoded: their tokens.
+
+        Returns:
+            The batch, on the host.
+        """
+        ids: list[int] = []
+        positions: list[int] = []
+        types: list[int] = []
+        lengths: list[int] = []
+        parents: list[int] = []
+        score_index: list[int] = []
+        segments: list[int] = []
+        longest = 0
+        first = self.position_offset
+
+        def add(segment: list[int], start: int, kinds: list[int], parent: int) -> int:
+            lengths.append(len(segment))
+            parents.append(parent)
+            ids.extend(segment)
+            positions.extend(range(start, start + len(segment)))
+            types.extend(kinds)
+            return len(lengths) - 1
+
+        for tokens in encoded:
+            prefix = tokens.prefix
+            # one document shares with nobody: two segments would only cost a second attention call
+            shared = self.share_prefix and len(tokens.documents) > 1
+            parent = add(prefix, first, [0] * len(prefix), -1) if shared else -1
+            for document in tokens.documents:
+                kinds = [self.encoder.document_types] * len(document)
+                begin = len(ids)
+                if shared:
+                    segment = add(document, first + len(prefix), kinds, parent)
+                else:
+                    segment = add(prefix + document, first, [0] * len(prefix) + kinds, -1)
+                segments.append(segment)
+                score_index.append(len(ids) - 1 if self.scored_last else begin)
+                longest = max(longest, len(prefix) + len(document))
+        sizes = [len(tokens.documents) for tokens in encoded]
+        return PackedBatch(
+            input_ids_T=torch.tensor(ids, dtype=torch.long),
+            position_ids_T=torch.tensor(positions, dtype=torch.long),
+            lengths=tuple(lengths),
+            parents=tuple(parents),
+            score_index_P=torch.tensor(score_index, dtype=torch.long),
+            segment_P=torch.tensor(segments, dtype=torch.long),
+            labels_P=torch.tensor([y for g in groups for y in g.labels], dtype=torch.float32),
+            offsets_Q=torch.tensor([0, *accumulate(sizes)], dtype=torch.long),
+            token_type_ids_T=torch.tensor(types, dtype=torch.long) if self.token_types else None,
+            query_ids=tuple(group.example.query_id for group in groups),
+            padded_tokens=longest * len(segments),
+        )

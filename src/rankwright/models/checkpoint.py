@@ -1,0 +1,485 @@
+"""Loading and saving: what stands beside the weights, so that every reader scores the same.
+
+A checkpoint is a Hugging Face model directory plus ``rankwright.json`` (``ModelSpec``) and the files that
+sentence-transformers, vLLM and Text Embeddings Inference (TEI) look for.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoTokenizer
+
+from rankwright.errors import CheckpointError, ConfigError
+from rankwright.hub import resolve_model
+from rankwright.models.reranker import RerankerModel, score_token
+from rankwright.templates import PAIR, QWEN3, PairEncoder, Template
+
+logger = logging.getLogger(__name__)
+
+SPEC_FILE = "rankwright.json"
+ADAPTER_FILE = "adapter_config.json"
+COMPLETE_FILE = "rankwright.complete"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# a longer default would let one stray document take the memory; it is a flag, and cuts are counted
+DEFAULT_MAX_LENGTH = 1024
+
+
+@dataclass
+class ModelSpec:
+    """What ``rankwright.json`` says: all that a score depends on besides weights and tokenizer.
+
+    Attributes:
+        kind: ``classification`` or ``generative``.
+        template_prefix: text before the document, None for the tokenizer's pair form.
+        template_suffix: text behind the document.
+        instruction: default task description.
+        positive_token: its logit counts for the document (generative).
+        negative_token: its logit counts against it (generative).
+        max_length: most tokens of a pair.
+        training: the arguments of the run that made it.
+        versions: of the libraries that wrote it.
+    """
+
+    kind: str
+    template_prefix: str | None
+    template_suffix: str
+    instruction: str
+    positive_token: str = "yes"  # noqa: S105 - a word of the vocabulary
+    negative_token: str = "no"  # noqa: S105
+    max_length: int = DEFAULT_MAX_LENGTH
+    training: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def template(self) -> Template:
+        """The template."""
+        return Template(self.kind, self.template_prefix, self.template_suffix, self.instruction)
+
+    @classmethod
+    def load(cls, folder: Path) -> ModelSpec | None:
+        """Read a folder's ``rankwright.json``; None where there is none.
+
+        Raises:
+            CheckpointError: the file is broken.
+        """
+        path = folder / SPEC_FILE
+        if not path.is_file():
+            return None
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} is broken ({error}); save the model again") from error
+
+
+@dataclass
+class LoadOptions:
+    """What a user may set about a model; None takes the checkpoint's or the default.
+
+    Attributes:
+        kind: ``classification`` or ``generative``; None reads it off the checkpoint.
+        use_hf: Hugging Face, otherwise ModelScope.
+        revision: branch, tag or commit on the hub.
+        dtype: one of ``DTYPES`` or ``auto`` (the checkpoint's).
+        max_length: most tokens of a pair.
+        template_prefix: text before the document.
+        template_suffix: text behind the document.
+        instruction: default task description.
+        positive_token: its logit counts for the document.
+        negative_token: its logit counts against it.
+        trust_remote_code: allow code from the model's folder to run.
+        packed: False forces padded rows.
+        quantization: 4 loads the weights in four bits (bitsandbytes).
+    """
+
+    kind: str | None = None
+    use_hf: bool = True
+    revision: str | None = None
+    dtype: str = "float32"
+    max_length: int | None = None
+    template_prefix: str | None = None
+    template_suffix: str | None = None
+    instruction: str | None = None
+    positive_token: str | None = None
+    negative_token: str | None = None
+    trust_remote_code: bool = False
+    packed: bool = True
+    quantization: int | None = None
+
+
+@dataclass
+class Loaded:
+    """A loaded model.
+
+    Attributes:
+        model: scores packed batches.
+        tokenizer: its tokenizer.
+        spec: what a score depends on besides them.
+        new_modules: names of the modules whose weights the checkpoint did not hold.
+        folder: where it was read from.
+    """
+
+    model: RerankerModel
+    tokenizer: Any
+    spec: ModelSpec
+    new_modules: list[str]
+    folder: Path
+
+    def encoder(self) -> PairEncoder:
+        """The encoder of pairs that the spec describes."""
+        return PairEncoder(self.tokenizer, self.spec.template, self.spec.max_length)
+
+
+def detect_kind(config: Any) -> str:
+    """Read the kind off a configuration's architectures.
+
+    A language model (``…ForCausalLM``) is generative; a sequence classification model, a masked language
+    model or a bare encoder is (or becomes) a classification reranker.
+    """
+    names = list(config.architectures or [])
+    return "generative" if any(name.endswith("ForCausalLM") for name in names) else "classification"
+
+
+def load(name: str | os.PathLike[str], options: LoadOptions | None = None) -> Loaded:
+    """Load a model for training or scoring.
+
+    Args:
+        name: a local folder (a model, or a LoRA adapter that ``save`` wrote), or an id on a hub.
+        options: what to set about it.
+
+    Raises:
+        ConfigError: the name is unknown, or an option does not fit the model.
+        CheckpointError: the checkpoint is incomplete.
+    """
+    options = options or LoadOptions()
+    folder = resolve_model(str(name), use_hf=options.use_hf, revision=options.revision)
+    spec = ModelSpec.load(folder)
+    base, adapter = folder, None
+    if (folder / ADAPTER_FILE).is_file() and not (folder / "config.json").is_file():
+        adapter = folder
+        base_name = json.loads((folder / ADAPTER_FILE).read_text())["base_model_name_or_path"]
+        base = resolve_model(base_name, use_hf=options.use_hf, revision=None)
+    config = AutoConfig.from_pretrained(base, trust_remote_code=options.trust_remote_code)
+    kind = options.kind or (spec.kind if spec else detect_kind(config))
+    if spec and options.kind and options.kind != spec.kind:
+        raise ConfigError(
+            f"--task_type says {options.kind}, but {folder} was trained as {spec.kind}; drop the flag"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=options.trust_remote_code)
+    spec = _spec(spec, options, kind, config, tokenizer)
+    hf, missing = _load_weights(base, kind, config, options)
+    complain = bool(ModelSpec.load(folder)) and adapter is None
+    if missing and complain:
+        raise CheckpointError(
+            f"{folder} lacks the weights {', '.join(missing[:4])}; it was not saved whole, use another one"
+        )
+    _ensure_pad_token(hf, tokenizer)
+    if adapter is not None:
+        from peft import PeftModel
+
+        hf = PeftModel.from_pretrained(hf, adapter, is_trainable=True)
+        missing = []
+    token_ids = None
+    if kind == "generative":
+        token_ids = (
+            score_token(tokenizer, spec.positive_token, "--positive_token"),
+            score_token(tokenizer, spec.negative_token, "--negative_token"),
+        )
+    model = RerankerModel(hf, kind, token_ids, packed=options.packed)
+    return Loaded(model.eval(), tokenizer, spec, _modules(missing), folder)
+
+
+def _spec(
+    spec: ModelSpec | None, options: LoadOptions, kind: str, config: Any, tokenizer: Any
+) -> ModelSpec:
+    """Combine the checkpoint's spec, the defaults of its kind and the user's options."""
+    limit = model_limit(config)
+    if spec is None:
+        template = QWEN3 if kind == "generative" else PAIR
+        spec = ModelSpec(
+            kind,
+            template.prefix,
+            template.suffix,
+            template.instruction,
+            max_length=min(DEFAULT_MAX_LENGTH, limit, int(tokenizer.model_max_length)),
+        )
+    for name in ("template_prefix", "template_suffix", "instruction", "positive_token"):
+        if getattr(options, name) is not None:
+            setattr(spec, name, getattr(options, name))
+    if options.negative_token is not None:
+        spec.negative_token = options.negative_token
+    if options.max_length is not None:
+        if options.max_length > limit:
+            raise ConfigError(
+                f"--max_length {options.max_length} is more than the model's {limit} positions; lower it"
+            )
+        spec.max_length = options.max_length
+    return spec
+
+
+def model_limit(config: Any) -> int:
+    """The longest sequence a model's positions allow."""
+    positions = int(getattr(config, "max_position_embeddings", 0) or 1_000_000)
+    from rankwright.models.families import FAMILIES
+
+    family = FAMILIES.get(config.model_type)
+    return positions - (family.position_offset(config) if family else 0)
+
+
+def _load_weights(
+    base: Path, kind: str, config: Any, options: LoadOptions
+) -> tuple[Any, list[str]]:
+    auto = (
+        transformers.AutoModelForCausalLM
+        if kind == "generative"
+        else transformers.AutoModelForSequenceClassification
+    )
+    arguments: dict[str, Any] = {
+        "dtype": "auto" if options.dtype == "auto" else DTYPES[options.dtype],
+        "trust_remote_code": options.trust_remote_code,
+        "output_loading_info": True,
+        "use_safetensors": True,
+    }
+    if options.quantization is not None:
+        arguments["quantization_config"] = _four_bits(options.quantization)
+    if kind == "classification":
+        arguments["num_labels"] = 1
+    try:
+        hf, info = auto.from_pretrained(base, **arguments)
+    except (ValueError, OSError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"{base} does not load as a {kind} reranker: {first} Check --task_type, or give another model"
+        ) from error
+    return hf, sorted(info["missing_keys"])
+
+
+def _four_bits(bits: int) -> Any:
+    import importlib.util
+
+    if bits != 4:
+        raise ConfigError(f"--quant_bits {bits} is not supported; give 4 or leave it out")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError("--quant_bits 4 needs bitsandbytes; pip install bitsandbytes")
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _ensure_pad_token(hf: Any, tokenizer: Any) -> None:
+    """Padded readers need a pad token; the end token serves where a model names none."""
+    if tokenizer.pad_token_id is None:
+        if hf.config.pad_token_id is not None:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(hf.config.pad_token_id)
+        elif tokenizer.eos_token is not None:
+            tokenizer.pad_token = tokenizer.eos_token
+    if hf.config.pad_token_id is None:
+        hf.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _modules(keys: list[str]) -> list[str]:
+    return sorted({key.rsplit(".", 1)[0] for key in keys})
+
+
+def save(loaded: Loaded, folder: str | os.PathLike[str], *, merge: bool = False) -> None:
+    """Write a checkpoint: to a temporary folder beside it, synced, then renamed.
+
+    Args:
+        loaded: model, tokenizer and spec.
+        folder: the target; an existing folder is replaced only after the new one is whole.
+        merge: fold a LoRA adapter into the weights, so that any reader loads the result.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    target = Path(folder)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        temporary.chmod(0o755)
+        write_files(loaded, temporary, merge=merge)
+        _sync(temporary)
+        old = None
+        if target.exists():
+            old = target.with_name(f".{target.name}-old")
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+        temporary.rename(target)
+        if old is not None:
+            shutil.rmtree(old)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {target}: {error}") from error
+
+
+def _sync(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def write_files(
+    loaded: Loaded,
+    folder: Path,
+    *,
+    merge: bool = False,
+    state_dict: dict[str, Any] | None = None,
+) -> None:
+    """Write all files of a checkpoint into ``folder``, the marker last.
+
+    Args:
+        loaded: model, tokenizer and spec.
+        folder: an existing folder.
+        merge: fold a LoRA adapter into the weights.
+        state_dict: the weights, where they were gathered from shards.
+    """
+    model = loaded.model.model
+    adapted = model is not loaded.model.hf
+    loaded.tokenizer.chat_template = chat_template(loaded.spec) or loaded.tokenizer.chat_template
+    if adapted and not merge:
+        model.save_pretrained(folder, state_dict=state_dict)
+    else:
+        hf = _merged(model) if adapted else model
+        if loaded.spec.kind == "classification":
+            hf.config.id2label, hf.config.label2id = {0: "LABEL_0"}, {"LABEL_0": 0}
+        implementation = hf.config._attn_implementation
+        hf.set_attn_implementation("sdpa" if hf._supports_sdpa else "eager")
+        try:
+            hf.save_pretrained(folder, state_dict=state_dict)
+        finally:
+            hf.set_attn_implementation(implementation)
+        _complete_config(folder)
+        _sentence_transformers_files(loaded, folder)
+    loaded.tokenizer.save_pretrained(folder)
+    _tokenizer_limit(folder, loaded.spec.max_length)
+    loaded.spec.versions = _versions()
+    _write_json(folder / SPEC_FILE, asdict(loaded.spec))
+    (folder / COMPLETE_FILE).write_text("")
+
+
+def _merged(peft_model: Any) -> Any:
+    """A copy of the model with its adapter folded in; the one in training is left as it is."""
+    import copy
+
+    return copy.deepcopy(peft_model).merge_and_unload()
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("rankwright", "transformers", "torch", "peft")}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+def _complete_config(folder: Path) -> None:
+    """Add the keys that readers other than transformers 5 look for in ``config.json``.
+
+    transformers 5 writes ``rope_parameters`` alone; TEI reads ModernBERT's two thetas, and vLLM and older
+    transformers read a decoder's ``rope_theta`` at the top and assume 10000 where it is missing.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    rope = config.get("rope_parameters") or {}
+    if "full_attention" in rope or "sliding_attention" in rope:
+        config["global_rope_theta"] = rope["full_attention"]["rope_theta"]
+        config["local_rope_theta"] = rope["sliding_attention"]["rope_theta"]
+    elif "rope_theta" in rope:
+        config["rope_theta"] = rope["rope_theta"]
+    if config["model_type"] == "modernbert":
+        types = config["layer_types"]
+        full = [i for i, kind in enumerate(types) if kind == "full_attention"]
+        config["global_attn_every_n_layers"] = full[1] - full[0] if len(full) > 1 else len(types)
+    _write_json(path, config)
+
+
+def _tokenizer_limit(folder: Path, max_length: int) -> None:
+    """Let readers that truncate on their own do it at the length of the training."""
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["model_max_length"] = max_length
+    _write_json(path, config)
+
+
+def _sentence_transformers_files(loaded: Loaded, folder: Path) -> None:
+    module = "sentence_transformers.base.modules.transformer.Transformer"
+    modules = [{"idx": 0, "name": "0", "path": "", "type": module}]
+    transformer: dict[str, Any] = {
+        "transformer_task": "sequence-classification",
+        "max_seq_length": loaded.spec.max_length,
+        "do_lower_case": False,
+    }
+    if loaded.spec.kind == "generative":
+        assert loaded.model.token_ids is not None
+        name = "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"
+        modules.append({"idx": 1, "name": "1", "path": "1_LogitScore", "type": name})
+        score = folder / "1_LogitScore"
+        score.mkdir(exist_ok=True)
+        yes, no = loaded.model.token_ids
+        _write_json(
+            score / "config.json",
+            {"true_token_id": yes, "false_token_id": no, "module_input_name": "causal_logits"},
+        )
+        way = {"method": "forward", "method_output_name": "logits"}
+        transformer |= {
+            "transformer_task": "text-generation",
+            "modality_config": {"text": way, "message": {**way, "format": "flat"}},
+            "module_output_name": "causal_logits",
+        }
+    _write_json(folder / "sentence_bert_config.json", transformer)
+    _write_json(folder / "modules.json", modules)
+    _write_json(
+        folder / "config_sentence_transformers.json",
+        {
+            "__version__": {"transformers": transformers.__version__},
+            "model_type": "CrossEncoder",
+            "activation_fn": "torch.nn.modules.activation.Sigmoid",
+            "prompts": {},
+            "default_prompt_name": None,
+        },
+    )
+
+
+def chat_template(spec: ModelSpec) -> str | None:
+    """The Jinja form of a prompt template, as sentence-transformers and vLLM read it.
+
+    They pass one message each with the roles ``query`` and ``document``, and the instruction as ``system``.
+    """
+    if spec.template_prefix is None:
+        return None
+    import string
+
+    parts = []
+    for text, name, _, _ in string.Formatter().parse(spec.template_prefix):
+        if text:
+            parts.append("{{ " + json.dumps(text, ensure_ascii=False) + " }}")
+        if name == "query":
+            parts.append(_message("query"))
+        elif name == "instruction":
+            parts.append(
+                "{{ messages | selectattr('role', 'eq', 'system') | map(attribute='content') | first"
+                f" | default({json.dumps(spec.instruction, ensure_ascii=False)}, true) }}}}"
+            )
+    parts.append(_message("document"))
+    if spec.template_suffix:
+        parts.append("{{ " + json.dumps(spec.template_suffix, ensure_ascii=False) + " }}")
+    return "".join(parts)
+
+
+def _message(role: str) -> str:
+    return f"{{{{ messages | selectattr('role', 'eq', '{role}') | map(attribute='content') | first }}}}"

@@ -1,0 +1,211 @@
+"""The model behind every score: one ``forward`` for training, evaluation, ranking and serving.
+
+Shape legend: ``P`` pairs, ``T`` tokens of the packed row, ``H`` hidden size, ``L`` longest pair of a padded batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rankwright.errors import ConfigError
+from rankwright.models import attention
+from rankwright.models.families import FAMILIES
+from rankwright.types import PackedBatch
+
+KINDS = ("classification", "generative")
+
+
+def score_token(tokenizer: Any, token: str, flag: str) -> int:
+    """Return the id of the one token that ``token`` is.
+
+    Raises:
+        ConfigError: the tokenizer cuts it into several pieces.
+    """
+    ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        pieces = tokenizer.convert_ids_to_tokens(ids)
+        raise ConfigError(
+            f"{flag} {token!r} is not a single token: the tokenizer cuts it into {pieces}; choose another word"
+        )
+    return int(ids[0])
+
+
+class RerankerModel(nn.Module):
+    """A transformers model that scores packed batches.
+
+    Args:
+        model: a sequence classification model with one logit, a causal language model, or either under PEFT.
+        kind: ``classification`` or ``generative``.
+        token_ids: (positive, negative) ids, for the generative kind.
+        packed: False forces padded rows.
+
+    Raises:
+        ConfigError: the kind is unknown, or the head has more than one logit.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        kind: str,
+        token_ids: tuple[int, int] | None = None,
+        *,
+        packed: bool = True,
+    ) -> None:
+        super().__init__()
+        if kind not in KINDS:
+            raise ConfigError(f"the kind {kind!r} is unknown; choose from {', '.join(KINDS)}")
+        if kind == "generative" and (token_ids is None or token_ids[0] == token_ids[1]):
+            raise ConfigError("the positive and the negative token must be two different tokens")
+        self.model = model
+        self.kind = kind
+        self.token_ids = token_ids
+        config = self.hf.config
+        if kind == "classification" and config.num_labels != 1:
+            raise ConfigError(f"a reranker's head has one logit; this model's has {config.num_labels}")
+        self.family = FAMILIES.get(config.model_type)
+        known = self.family is not None and (kind == "classification" or self.family.generative)
+        self.packed = packed and known
+        if self.packed:
+            self.hf.set_attn_implementation(attention.NAME)
+        if kind == "classification" and self.packed:
+            # half-precision heads collapse scores into few values; a head is small, so it stays in float32
+            for module in self.head_modules():
+                if next(module.parameters(), torch.empty(0)).dtype in (torch.bfloat16, torch.float16):
+                    module.float()
+
+    @property
+    def hf(self) -> Any:
+        """The transformers model, with any adapter injected."""
+        get_base = getattr(self.model, "get_base_model", None)
+        return get_base() if get_base is not None else self.model
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration."""
+        return self.hf.config
+
+    @property
+    def causal(self) -> bool:
+        """Whether documents of one query can share its prefix."""
+        return self.packed and self.family is not None and self.family.causal
+
+    @property
+    def scored_last(self) -> bool:
+        """Whether the score is read at the last token; otherwise at the first."""
+        return self.kind == "generative" or (self.family is not None and self.family.causal)
+
+    @property
+    def position_offset(self) -> int:
+        """Position of each sequence's first token."""
+        return self.family.position_offset(self.config) if self.family is not None else 0
+
+    def head_modules(self) -> list[nn.Module]:
+        """What stands between the backbone's hidden states and the logit."""
+        backbone = self.hf.base_model
+        modules = [child for child in self.hf.children() if child is not backbone]
+        pooler = getattr(backbone, "pooler", None)
+        return [*modules, pooler] if pooler is not None else modules
+
+    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Trade compute for memory in the backbone."""
+        self.hf.gradient_checkpointing_enable(**kwargs)
+        if self.model is not self.hf:
+            # frozen embeddings give no gradient for the checkpoints to start from
+            self.hf.enable_input_require_grads()
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Undo ``gradient_checkpointing_enable``."""
+        self.hf.gradient_checkpointing_disable()
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Score a batch.
+
+        Args:
+            batch: ``P`` pairs.
+
+        Returns:
+            scores_P: float32 logits (float64 for a float64 model).
+        """
+        if not self.packed:
+            return self._score_padded(batch)
+        inputs: dict[str, Any] = {
+            "input_ids": batch.input_ids_T[None],
+            "position_ids": batch.position_ids_T[None],
+            "attention_mask": None,
+            "packing": attention.Packing(batch.lengths, batch.parents),
+        }
+        if batch.token_type_ids_T is not None:
+            inputs["token_type_ids"] = batch.token_type_ids_T[None]
+        if self.causal:
+            inputs["use_cache"] = False
+        hidden_TH = self.hf.base_model(**inputs).last_hidden_state[0]
+        with torch.autocast(hidden_TH.device.type, enabled=False):
+            if self.kind == "generative":
+                direction_H, bias = self._direction()
+                hidden_PH = hidden_TH[batch.score_index_P].to(direction_H.dtype)
+                return hidden_PH @ direction_H + bias
+            assert self.family is not None
+            logits_P1 = self.family.head(self.hf, _at_least_float32(hidden_TH), batch)
+            return _at_least_float32(logits_P1)[:, 0]
+
+    def _direction(self) -> tuple[Tensor, Tensor | float]:
+        """w_yes - w_no in float32: two half-precision logits subtracted would collapse near scores."""
+        assert self.token_ids is not None
+        head = self.hf.get_output_embeddings()
+        yes, no = self.token_ids
+        weight_2H = _at_least_float32(head.weight[[yes, no]])
+        bias = getattr(head, "bias", None)
+        if bias is None:
+            return weight_2H[0] - weight_2H[1], 0.0
+        bias_2 = _at_least_float32(bias[[yes, no]])
+        return weight_2H[0] - weight_2H[1], bias_2[0] - bias_2[1]
+
+    def _score_padded(self, batch: PackedBatch) -> Tensor:
+        """Score through the model's own forward, one padded row for each pair."""
+        rows = [self._pair_slices(batch, pair) for pair in range(batch.num_pairs)]
+        ids = [torch.cat([batch.input_ids_T[part] for part in row]) for row in rows]
+        longest = max(len(row) for row in ids)
+        pad = self.config.pad_token_id or 0
+        left = self.kind == "generative"
+
+        def stack(values: list[Tensor], fill: int) -> Tensor:
+            gaps = [(longest - len(v), 0) if left else (0, longest - len(v)) for v in values]
+            return torch.stack(
+                [
+                    nn.functional.pad(v, gap, value=fill)
+                    for v, gap in zip(values, gaps, strict=True)
+                ]
+            )
+
+        inputs: dict[str, Any] = {
+            "input_ids": stack(ids, pad),
+            "attention_mask": stack([torch.ones_like(row) for row in ids], 0),
+        }
+        if batch.token_type_ids_T is not None:
+            types = batch.token_type_ids_T
+            inputs["token_type_ids"] = stack([torch.cat([types[s] for s in row]) for row in rows], 0)
+        if not left:
+            return _at_least_float32(self.hf(**inputs).logits)[:, 0]
+        assert self.token_ids is not None
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        logits_PV = self.hf(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1]
+        yes, no = self.token_ids
+        return _at_least_float32(logits_PV[:, yes]) - _at_least_float32(logits_PV[:, no])
+
+    @staticmethod
+    def _pair_slices(batch: PackedBatch, pair: int) -> list[slice]:
+        """Where a pair's tokens stand in the packed row: its shared prefix, if any, and itself."""
+        segment = int(batch.segment_P[pair])
+        parent = batch.parents[segment]
+        slices = []
+        for index in (parent, segment) if parent >= 0 else (segment,):
+            start = sum(batch.lengths[:index])
+            slices.append(slice(start, start + batch.lengths[index]))
+        return slices
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()

@@ -1,0 +1,224 @@
+"""How a query and a document become token ids.
+
+A template gives three parts, each tokenised once: ``prefix(instruction, query)``, ``document`` and ``suffix``.
+The pair's tokens are their concatenation. Only the document is truncated, then the query; what the template
+itself writes always survives, so the token the score is read at is always the right one.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rankwright.errors import ConfigError
+
+# the fewest tokens that query and document together must be left with
+MIN_ROOM = 16
+
+DEFAULT_INSTRUCTION = (
+    "Given a web search query, retrieve relevant passages that answer the query"
+)
+
+# Qwen3-Reranker's model card; ends in two newlines after </think>
+QWEN3_PREFIX = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
+    'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+    "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: "
+)
+QWEN3_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+
+@dataclass(frozen=True)
+class PairTokens:
+    """Token ids of one query with its documents.
+
+    Attributes:
+        prefix: what stands before every document: instruction and query, the same for the whole group.
+        documents: the document's part of each pair, suffix included.
+        truncated_documents: how many documents were cut.
+        truncated_query: whether the query was cut.
+    """
+
+    prefix: list[int]
+    documents: list[list[int]]
+    truncated_documents: int
+    truncated_query: bool
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt around a query and a document.
+
+    Attributes:
+        kind: ``classification`` or ``generative``.
+        prefix: text before the document, with ``{query}`` and optionally ``{instruction}``; None for the
+            tokenizer's own pair form (``[CLS] q [SEP] d [SEP]``).
+        suffix: text after the document.
+        instruction: the default task description.
+    """
+
+    kind: str
+    prefix: str | None = None
+    suffix: str = ""
+    instruction: str = DEFAULT_INSTRUCTION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``rankwright.json`` keeps."""
+        return {"prefix": self.prefix, "suffix": self.suffix, "instruction": self.instruction}
+
+
+PAIR = Template(kind="classification")
+QWEN3 = Template(kind="generative", prefix=QWEN3_PREFIX, suffix=QWEN3_SUFFIX)
+
+
+def check_template(template: Template) -> None:
+    """Check a user's template.
+
+    Raises:
+        ConfigError: the query's place is missing, or an unknown field is named.
+    """
+    if template.prefix is None:
+        return
+    try:
+        fields = [f for _, f, _, _ in string.Formatter().parse(template.prefix) if f is not None]
+    except ValueError as error:
+        raise ConfigError(f"--template_prefix has unbalanced braces ({error}); double them") from error
+    unknown = [name for name in fields if name not in ("query", "instruction")]
+    if unknown or fields.count("query") != 1:
+        raise ConfigError(
+            f"--template_prefix has the fields {fields}; it needs {{query}} exactly once and may have "
+            "{instruction} (double any other brace); the document follows it"
+        )
+
+
+class PairEncoder:
+    """Turns queries and documents into token ids under one template and one maximum length.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        template: the template.
+        max_length: the most tokens a pair may have, template included.
+
+    Raises:
+        ConfigError: the template alone leaves no room for text.
+    """
+
+    def __init__(self, tokenizer: Any, template: Template, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.max_length = max_length
+        self.document_types = 0
+        self._lead = ""
+        if template.prefix is None:
+            self._init_pair_form()
+        else:
+            self._init_prompt_form(template.prefix)
+        fixed = len(self._prefix_ids("", template.instruction)) + len(self.suffix)
+        if max_length < fixed + MIN_ROOM:
+            raise ConfigError(
+                f"--max_length {max_length} is too small: the template alone takes {fixed} tokens; "
+                f"give at least {fixed + MIN_ROOM}"
+            )
+
+    def _init_prompt_form(self, prefix: str) -> None:
+        check_template(self.template)
+        # byte-level tokenizers join a space to the word behind it, so the spaces before the document are
+        # encoded with the document: the ids are then those of the whole prompt as one string
+        self._prompt = prefix.rstrip(" ")
+        self._lead = prefix[len(self._prompt) :]
+        self.suffix = self._ids(self.template.suffix)
+        for probe in ("word", "The", "(a)", "1", "é"):
+            split = self._prefix_ids("q", "i") + self._ids(self._lead + probe) + self.suffix
+            text = self._fill("q", "i") + self._lead + probe + self.template.suffix
+            if split != self._ids(text):
+                raise ConfigError(
+                    f"the tokenizer joins the template's text with a document that starts with {probe!r}; "
+                    "end --template_prefix with a space, a line break or a special token, and start "
+                    "--template_suffix with one"
+                )
+
+    def _fill(self, query: str, instruction: str) -> str:
+        return self._prompt.format(query=query, instruction=instruction)
+
+    def _prefix_ids(self, query: str, instruction: str) -> list[int]:
+        if self.template.prefix is None:
+            return [*self._before, *self._ids(query), *self._between]
+        return self._ids(self._fill(query, instruction))
+
+    def _init_pair_form(self) -> None:
+        """Read the pair's frame off the tokenizer: what it puts before, between and behind two texts."""
+        word = self._ids("a")
+        encoded = self.tokenizer("a", "a", add_special_tokens=True)
+        ids = list(encoded["input_ids"])
+        first = _find(ids, word, 0)
+        second = _find(ids, word, first + len(word)) if first >= 0 else -1
+        if not word or second < 0:
+            raise ConfigError(
+                "the tokenizer does not encode a pair of texts; give --template_prefix and --template_suffix"
+            )
+        self._before = ids[:first]
+        self._between = ids[first + len(word) : second]
+        self.suffix = ids[second + len(word) :]
+        types = encoded.get("token_type_ids")
+        # 1 where the family marks the second text (BERT), 0 where it does not (ModernBERT, RoBERTa)
+        self.document_types = int(types[second]) if types is not None else 0
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def encode(
+        self, query: str, documents: Sequence[str], instruction: str | None = None
+    ) -> PairTokens:
+        """Encode one query with its documents.
+
+        A query that would leave a document less than half of the room is cut to half of it, then the
+        documents take what is left.
+
+        Args:
+            query: the query text.
+            documents: the document texts.
+            instruction: the task description, default the template's.
+
+        Returns:
+            The tokens; ``prefix + documents[d]`` has at most ``max_length`` of them.
+
+        Raises:
+            ConfigError: the instruction alone leaves no room.
+        """
+        instruction = instruction or self.template.instruction
+        prefix = self._prefix_ids(query, instruction)
+        texts = [self._lead + document for document in documents] if self._lead else list(documents)
+        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        longest = max((len(ids) for ids in encoded), default=0)
+        room = self.max_length - len(prefix) - len(self.suffix)
+        cut_query = False
+        if room < longest:
+            frame = len(self._prefix_ids("", instruction)) + len(self.suffix)
+            half = (self.max_length - frame) // 2
+            if half < MIN_ROOM // 2:
+                raise ConfigError(
+                    f"an instruction that brings the template to {frame} tokens leaves no room within "
+                    f"--max_length {self.max_length}; shorten it or raise --max_length"
+                )
+            if room < half:
+                cut_query = True
+                prefix = self._cut_prefix(query, instruction, half)
+                room = self.max_length - len(prefix) - len(self.suffix)
+        cut = sum(len(ids) > room for ids in encoded)
+        parts = [list(ids[:room]) + self.suffix for ids in encoded]
+        return PairTokens(prefix, parts, cut, cut_query)
+
+    def _cut_prefix(self, query: str, instruction: str, room: int) -> list[int]:
+        """Return the prefix with the query cut to about ``room`` tokens, at a token's end."""
+        encoded = self.tokenizer(query, add_special_tokens=False, return_offsets_mapping=True)
+        end = encoded["offset_mapping"][:room][-1][1]
+        return self._prefix_ids(query[:end], instruction)
+
+
+def _find(ids: list[int], word: list[int], start: int) -> int:
+    for i in range(start, len(ids) - len(word) + 1):
+        if ids[i : i + len(word)] == word:
+            return i
+    return -1

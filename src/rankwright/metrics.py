@@ -246,7 +246,7 @@ def _expected_found(blocks: _Blocks, k: int | None) -> FloatArray:
 def precision(
     scores: npt.ArrayLike, labels: npt.ArrayLike, offsets: npt.ArrayLike, k: int | None = None
 ) -> FloatArray:
-    """Share of relevant documents in the first ``k`` ranks, divided by ``k`` even in a shorter list.
+    """Share of relevant documents in the first ``k`` ranks; the divisor is ``k`` in any list.
 
     Args:
         scores: ``P`` finite scores, higher is better.
@@ -454,7 +454,7 @@ def per_query_metrics(
         DataError: a score or label is not finite (the message names the query), or the offsets do
             not fit.
     """
-    metrics = _parse_names(names)
+    metrics = parse_metrics(names)
     scores_P, labels_P, offsets_Q = _checked(scores, labels, offsets, query_ids)
     order_P = _order(scores_P, offsets_Q)
     scores_P, labels_P = scores_P[order_P], labels_P[order_P]
@@ -596,9 +596,16 @@ def offsets_from_flat_labels(labels: npt.ArrayLike) -> list[int]:
     return [0, *starts.tolist(), values_P.size]
 
 
-def _parse_names(names: Sequence[str]) -> list[Metric]:
+def parse_metrics(names: Sequence[str]) -> list[Metric]:
+    """Read several names with :func:`parse_metric`.
+
+    Raises:
+        ConfigError: a name is unknown, there is none, or one string is given for the list.
+    """
     if isinstance(names, str):
         raise ConfigError(f"the metric names are the string {names!r}; give a list, [{names!r}]")
+    if not len(names):
+        raise ConfigError(f"no metric is named; choose from {', '.join(METRICS)}")
     return [parse_metric(name) for name in names]
 
 

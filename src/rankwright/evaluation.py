@@ -1,0 +1,455 @@
+"""Examples and scores become per-query metrics, tables and TREC files.
+
+Evaluation reads every query's full candidate list: nothing is sampled. Means are taken over the
+queries that hold a relevant document (a label above 0); how many do not is reported beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+from rich.table import Table
+
+from rankwright.errors import ConfigError, DataError
+from rankwright.metrics import (
+    BoolArray,
+    FloatArray,
+    has_positive,
+    parse_metrics,
+    per_query_metrics,
+    ranking_metrics,
+    tie_rate,
+)
+from rankwright.types import Example, ScoredList
+
+#: Called with the pairs scored so far and the pairs in all.
+Progress = Callable[[int, int], None]
+
+
+class Scorer(Protocol):
+    """What :func:`evaluate` needs of a reranker."""
+
+    def score_examples(
+        self, examples: Sequence[Example], progress: Progress | None = None
+    ) -> list[ScoredList]:
+        """Score every document of every example, in the order of the examples."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """The metrics of one order of the candidates and, where it is known, of the first stage's.
+
+    Attributes:
+        metrics: name -> mean over the queries with a relevant document, in [0, 1].
+        per_query: name -> ``Q`` values; 0 where no document is relevant.
+        query_ids: the ``Q`` ids, in the order of ``per_query``; the index where a row has none.
+        has_positive: ``Q`` flags: which queries the means are taken over.
+        tie_rate: share of the pairs to be told apart that are not, see :func:`metrics.tie_rate`.
+        documents: all documents of all queries.
+        first_stage_metrics: the same means for the retriever's scores; None unless every row has
+            them.
+        first_stage_per_query: the same values for the retriever's scores, or None.
+        first_stage_tie_rate: the same rate for the retriever's scores, or None.
+        without_first_stage: queries without first-stage scores; 0 where the comparison was not
+            asked for.
+    """
+
+    metrics: dict[str, float]
+    per_query: dict[str, FloatArray]
+    query_ids: tuple[str, ...]
+    has_positive: BoolArray
+    tie_rate: float
+    documents: int
+    first_stage_metrics: dict[str, float] | None = None
+    first_stage_per_query: dict[str, FloatArray] | None = None
+    first_stage_tie_rate: float | None = None
+    without_first_stage: int = 0
+
+    @property
+    def queries(self) -> int:
+        """``Q``."""
+        return len(self.query_ids)
+
+    @property
+    def without_positive(self) -> int:
+        """Queries without a relevant document, which the means leave out."""
+        return int((~self.has_positive).sum())
+
+    def values(self, name: str) -> FloatArray:
+        """The values that the mean of ``name`` is taken over: what a bootstrap should draw from."""
+        return self.per_query[name][self.has_positive]
+
+    def gains(self, name: str) -> FloatArray | None:
+        """Value minus first-stage value, for the same queries as :meth:`values`; None without one."""
+        if self.first_stage_per_query is None:
+            return None
+        return self.values(name) - self.first_stage_per_query[name][self.has_positive]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that ``json`` can write."""
+        first_stage = None
+        if self.first_stage_per_query is not None:
+            first_stage = {
+                "metrics": self.first_stage_metrics,
+                "tie_rate": self.first_stage_tie_rate,
+                "per_query": _plain(self.first_stage_per_query),
+            }
+        return {
+            "metrics": self.metrics,
+            "tie_rate": self.tie_rate,
+            "queries": self.queries,
+            "queries_without_positive": self.without_positive,
+            "queries_without_first_stage": self.without_first_stage,
+            "documents": self.documents,
+            "query_ids": list(self.query_ids),
+            "has_positive": self.has_positive.tolist(),
+            "per_query": _plain(self.per_query),
+            "first_stage": first_stage,
+        }
+
+    def to_json(self) -> str:
+        """Return :meth:`to_dict` as JSON text."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=1, allow_nan=False)
+
+    def save_json(self, path: str | Path) -> None:
+        """Write :meth:`to_json` to ``path``; missing folders are made."""
+        _write(path, self.to_json() + "\n")
+
+
+def _plain(per_query: Mapping[str, FloatArray]) -> dict[str, list[float]]:
+    return {name: values_Q.tolist() for name, values_Q in per_query.items()}
+
+
+def evaluate_scores(
+    lists: Sequence[ScoredList], names: Sequence[str], *, first_stage: bool = True
+) -> EvaluationResult:
+    """Compute the metrics of scored candidate lists.
+
+    Args:
+        lists: one per query, each with a score per document.
+        names: metrics such as ``["ndcg@10", "mrr"]``.
+        first_stage: also measure the rows' ``first_stage_scores``, if every row has them.
+
+    Returns:
+        The metrics, per query and as means.
+
+    Raises:
+        ConfigError: a metric's name is unknown.
+        DataError: there is no list, a list is empty or its lengths differ, a score is not finite,
+            or no query has a relevant document.
+    """
+    if not lists:
+        raise DataError("there are no queries to evaluate; give at least one with its candidates")
+    query_ids = tuple(_query_id(scored.example, i) for i, scored in enumerate(lists))
+    for query_id, scored in zip(query_ids, lists, strict=True):
+        _check_lengths(query_id, scored)
+    labels_P = np.concatenate([np.asarray(s.example.labels, np.float64) for s in lists])
+    scores_P = np.concatenate([np.asarray(s.scores, np.float64) for s in lists])
+    offsets_Q = np.cumsum([0] + [len(s.scores) for s in lists])
+
+    def measure(
+        values_P: FloatArray,
+    ) -> tuple[dict[str, float], dict[str, FloatArray], float]:
+        return (
+            ranking_metrics(values_P, labels_P, offsets_Q, names, query_ids=query_ids),
+            per_query_metrics(values_P, labels_P, offsets_Q, names, query_ids=query_ids),
+            tie_rate(values_P, labels_P, offsets_Q),
+        )
+
+    means, per_query, ties = measure(scores_P)
+    without = sum(s.example.first_stage_scores is None for s in lists) if first_stage else 0
+    before: tuple[dict[str, float], dict[str, FloatArray], float] | None = None
+    if first_stage and not without:
+        retrieved_P = np.concatenate(
+            [np.asarray(s.example.first_stage_scores, np.float64) for s in lists]
+        )
+        try:
+            before = measure(retrieved_P)
+        except DataError as error:
+            raise DataError(f"in the first-stage scores: {error}") from None
+    return EvaluationResult(
+        metrics=means,
+        per_query=per_query,
+        query_ids=query_ids,
+        has_positive=has_positive(labels_P, offsets_Q),
+        tie_rate=ties,
+        documents=int(offsets_Q[-1]),
+        first_stage_metrics=before[0] if before else None,
+        first_stage_per_query=before[1] if before else None,
+        first_stage_tie_rate=before[2] if before else None,
+        without_first_stage=without,
+    )
+
+
+def evaluate(
+    reranker: Scorer,
+    examples: Sequence[Example],
+    names: Sequence[str],
+    *,
+    progress: Progress | None = None,
+    first_stage: bool = True,
+) -> EvaluationResult:
+    """Score every candidate of every example and compute the metrics.
+
+    Args:
+        reranker: anything with ``score_examples``.
+        examples: complete examples; nothing is sampled.
+        names: metrics such as ``["ndcg@10", "mrr"]``; checked before anything is scored.
+        progress: called with (pairs scored, pairs in all); None shows nothing.
+        first_stage: also measure the rows' ``first_stage_scores``, if every row has them.
+
+    Returns:
+        The metrics, per query and as means.
+
+    Raises:
+        ConfigError: a metric's name is unknown.
+        DataError: see :func:`evaluate_scores`.
+    """
+    parse_metrics(names)  # a typo must not cost an hour of scoring
+    return evaluate_scores(
+        reranker.score_examples(examples, progress=progress), names, first_stage=first_stage
+    )
+
+
+def _query_id(example: Example, index: int) -> str:
+    return example.query_id or str(index)
+
+
+def _document_ids(example: Example, query_id: str) -> list[str]:
+    if example.document_ids is None:
+        return [f"{query_id}-{i}" for i in range(len(example.documents))]
+    return example.document_ids
+
+
+def _check_lengths(query_id: str, scored: ScoredList) -> None:
+    """Refuse an empty list and lists of different lengths, naming the query."""
+    example = scored.example
+    count = len(example.documents)
+    where = f" ({example.source})" if example.source else ""
+    if not count:
+        raise DataError(f"query {query_id!r}{where} has no documents; leave it out")
+    for what, values in (
+        ("scores", scored.scores),
+        ("labels", example.labels),
+        ("first-stage scores", example.first_stage_scores),
+        ("document ids", example.document_ids),
+    ):
+        if values is not None and len(values) != count:
+            raise DataError(
+                f"query {query_id!r}{where} has {count} documents and {len(values)} {what}; "
+                "give one for each document"
+            )
+
+
+def _token(text: str, what: str) -> str:
+    """One field of a TREC line: white space and control characters become %XX, the rest stays."""
+    if not text:
+        raise DataError(f"a {what} is empty; a TREC file needs one in every line; give it an id")
+    return "".join(
+        quote(char, safe="") if char.isspace() or not char.isprintable() else char for char in text
+    )
+
+
+def _trec_lists(
+    lists: Sequence[ScoredList],
+) -> Iterator[tuple[str, list[str], ScoredList]]:
+    """Yield query id, document ids and list, as a TREC file spells them; each id once."""
+    seen: set[str] = set()
+    for index, scored in enumerate(lists):
+        raw_id = _query_id(scored.example, index)
+        _check_lengths(raw_id, scored)
+        query_id = _token(raw_id, "query id")
+        if query_id in seen:
+            raise DataError(
+                f"query id {query_id!r} occurs twice; a TREC file would merge the two; "
+                "give each query its own query_id"
+            )
+        seen.add(query_id)
+        documents = [_token(d, "document id") for d in _document_ids(scored.example, raw_id)]
+        if len(set(documents)) != len(documents):
+            twice = next(d for i, d in enumerate(documents) if d in documents[:i])
+            raise DataError(
+                f"query {query_id!r} lists document id {twice!r} twice; "
+                "a TREC file allows it once; remove the duplicate"
+            )
+        yield query_id, documents, scored
+
+
+def write_trec_run(path: str | Path, lists: Sequence[ScoredList], tag: str = "rankwright") -> None:
+    """Write a TREC run: ``query Q0 document rank score tag``, one line per document.
+
+    Documents stand by falling score, and tied ones by falling document id: the order that trec_eval
+    makes of them whatever the file says, so that tools which trust the rank column see the same one
+    (and not the order of the source, which often puts the positives first). Scores are written in
+    full. A row without a query id is named by its index, a document without one ``{query
+    id}-{index}``. White space and control characters in ids become ``%XX``, here as in
+    :func:`write_qrels`.
+
+    Args:
+        path: the file; missing folders are made, an older file is replaced.
+        lists: one per query.
+        tag: the name of the run.
+
+    Raises:
+        ConfigError: the file cannot be written.
+        DataError: lengths differ, a score is not finite, or an id is empty or occurs twice.
+    """
+    run_tag = _token(tag, "run tag")
+    lines = []
+    for query_id, documents, scored in _trec_lists(lists):
+        if not all(math.isfinite(score) for score in scored.scores):
+            raise DataError(
+                f"query {query_id!r} has a score that is NaN or infinite; scores must be finite; "
+                "look for an overflow in the model or its training"
+            )
+        ranked = sorted(zip(map(float, scored.scores), documents, strict=True), reverse=True)
+        lines += [
+            f"{query_id} Q0 {document} {rank} {score!r} {run_tag}\n"
+            for rank, (score, document) in enumerate(ranked, start=1)
+        ]
+    _write(path, "".join(lines))
+
+
+def read_trec_run(path: str | Path) -> dict[str, dict[str, float]]:
+    """Read a TREC run into query id -> document id -> score; ids stay as they are written.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not one of a run (file and line are named).
+    """
+    run: dict[str, dict[str, float]] = {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"cannot read the run {path} ({_reason(error)}); give a TREC run in UTF-8"
+        ) from None
+    for number, line in enumerate(lines, start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 6:
+            raise DataError(
+                f"{path}:{number} has {len(fields)} columns; a TREC run has 6: "
+                "query Q0 document rank score tag"
+            )
+        query_id, _, document, _, text, _ = fields
+        try:
+            score = float(text)
+        except ValueError:
+            score = math.nan
+        if not math.isfinite(score):
+            raise DataError(f"{path}:{number} has the score {text!r}; it must be a finite number")
+        documents = run.setdefault(query_id, {})
+        if document in documents:
+            raise DataError(
+                f"{path}:{number} ranks document {document!r} of query {query_id!r} again; "
+                "each may occur once; remove one of the lines"
+            )
+        documents[document] = score
+    return run
+
+
+def write_qrels(path: str | Path, lists: Sequence[ScoredList]) -> None:
+    """Write the labels as TREC judgements: ``query 0 document label``; ids as :func:`write_trec_run`.
+
+    Raises:
+        ConfigError: the file cannot be written.
+        DataError: a label is no integer (trec_eval would cut 0.9 to 0), or as
+            :func:`write_trec_run`.
+    """
+    lines = []
+    for query_id, documents, scored in _trec_lists(lists):
+        for document, label in zip(documents, scored.example.labels, strict=True):
+            if not float(label).is_integer():
+                raise DataError(
+                    f"query {query_id!r} has the label {label}; TREC judgements are integers; "
+                    "scale or round soft labels first"
+                )
+            lines.append(f"{query_id} 0 {document} {int(label)}\n")
+    _write(path, "".join(lines))
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8"
+
+
+def _write(path: str | Path, text: str) -> None:
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path} ({_reason(error)}); choose another path") from None
+
+
+def metrics_table(rows: Mapping[str, Mapping[str, float]], title: str | None = None) -> Table:
+    """Lay out one row per order ("first stage", "after training") and one column per metric.
+
+    Args:
+        rows: label -> metric -> value; columns keep the order in which they first occur, and a
+            value that a row lacks is shown as a dash.
+        title: a line above the table.
+
+    Returns:
+        A table for ``rich.print``, values with 4 decimals.
+    """
+    names = list(dict.fromkeys(name for values in rows.values() for name in values))
+    table = Table(title=title)
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    for label, values in rows.items():
+        table.add_row(label, *(f"{values[n]:.4f}" if n in values else "-" for n in names))
+    return table
+
+
+def bootstrap_interval(
+    values: npt.ArrayLike, seed: int, samples: int = 10_000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean (Efron & Tibshirani 1993, chapter 13).
+
+    For a paired comparison of two systems, give the per-query differences, such as
+    :meth:`EvaluationResult.gains`.
+
+    Args:
+        values: at least 2 finite values, one per query or per seed.
+        seed: fixes the draws, so that the same values give the same interval.
+        samples: number of resampled means, at least 1.
+        level: share of the resampled means inside, in (0, 1).
+
+    Returns:
+        The lower and the upper end.
+
+    Raises:
+        ConfigError: ``samples`` or ``level`` is out of its range.
+        DataError: there are fewer than 2 values, or one is not finite.
+    """
+    if samples < 1 or not 0 < level < 1:
+        raise ConfigError(
+            f"samples is {samples} and level {level}; "
+            "samples must be at least 1 and level between 0 and 1"
+        )
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size < 2 or not np.isfinite(array).all():
+        raise DataError(
+            f"the values have shape {array.shape}; an interval needs a flat list of at least 2 "
+            "finite values"
+        )
+    rng = np.random.default_rng(seed)
+    rows = max(1, 2**20 // array.size)  # bounds the memory of the drawn indices
+    means = np.concatenate(
+        [
+            array[rng.integers(array.size, size=(min(rows, samples - done), array.size))].mean(1)
+            for done in range(0, samples, rows)
+        ]
+    )
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

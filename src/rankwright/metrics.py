@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -501,13 +501,27 @@ def ranking_metrics(
         {'mrr': 0.5, 'hit@1': 0.0}
     """
     values = per_query_metrics(scores, labels, offsets, names, query_ids=query_ids)
-    kept_Q = has_positive(labels, offsets)
-    if not kept_Q.any():
+    return mean_metrics(values, has_positive(labels, offsets))
+
+
+def mean_metrics(
+    per_query: Mapping[str, FloatArray], has_positive_Q: BoolArray
+) -> dict[str, float]:
+    """Average per-query values over the queries that hold a relevant document.
+
+    Args:
+        per_query: name -> ``Q`` values, from :func:`per_query_metrics`.
+        has_positive_Q: ``Q`` flags, from :func:`has_positive`.
+
+    Raises:
+        DataError: no query holds a relevant document.
+    """
+    if not has_positive_Q.any():
         raise DataError(
-            f"none of the {kept_Q.size} queries has a document with a label above 0, "
+            f"none of the {has_positive_Q.size} queries has a document with a label above 0, "
             "so no metric is defined; check the labels"
         )
-    return {name: float(values_Q[kept_Q].mean()) for name, values_Q in values.items()}
+    return {name: float(values_Q[has_positive_Q].mean()) for name, values_Q in per_query.items()}
 
 
 def tie_rate(
@@ -630,7 +644,10 @@ def _checked(
     """Convert and check; ``labels`` None stands for zeros."""
     scores_P = _floats(scores, f"{what}s")
     labels_P = np.zeros_like(scores_P) if labels is None else _floats(labels, "labels")
-    given = np.asarray(offsets)
+    try:
+        given = np.asarray(offsets)
+    except ValueError:  # a ragged list
+        given = np.asarray(None)
     if given.ndim != 1 or given.size < 2 or given.dtype.kind not in "iu":
         raise DataError(
             f"the offsets have shape {given.shape} and type {given.dtype}; "

@@ -1,0 +1,1485 @@
+"""From files, folders and hub datasets to examples.
+
+A row layout is one entry of ``READERS``: the columns that give it away and a function from a row to
+an ``Example``. Everything else (files, compression, places for messages, ids, empty documents,
+grouping) is the same for all layouts and stands below. To add a layout, add one entry here and one
+case to ``tests/data/test_readers.py``.
+
+Nothing is guessed and nothing is skipped: a row that does not fit stops the load with its file and
+line, and what is left out on purpose is counted with its reason in the ``LoadReport``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import gzip
+import itertools
+import json
+import logging
+import math
+import re
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+
+from rankwright.errors import ConfigError, DataError
+from rankwright.types import Example
+
+logger = logging.getLogger(__name__)
+
+Purpose = Literal["train", "evaluate"]
+Progress = Callable[[str, int], None]
+
+EMPTY_DOCUMENT = "empty document"
+CONTRADICTION = "negative that is also a positive"
+NO_DOCUMENTS = "row without documents"
+REPEATED_DOCUMENT = "document repeated in its row"
+REPEATED_ID = "query id used twice"
+POSITIVE_NOT_IN_RUN = "relevant document that the run does not hold"
+NOT_IN_CORPUS = "document id that the corpus does not hold"
+NOT_IN_QUERIES = "judged query that the queries file does not hold"
+NOT_IN_RUN = "judged query that the run does not hold"
+NOT_JUDGED = "query of the run without a judgement"
+NEGATIVE_JUDGEMENT = "judgement below 0 read as 0"
+
+
+# ---------------------------------------------------------------------------------------- a row
+
+
+@dataclass(slots=True)
+class Row:
+    """One row of a file, with its place for messages.
+
+    Attributes:
+        values: the columns that hold something.
+        columns: the names of all columns, empty ones too.
+        place: such as ``train.jsonl:12``, or ``train.parquet:row 12`` where there are no lines.
+        default_id: the query id of a row that brings none, such as ``train:12``.
+        textual: whether every value is text (CSV), so that numbers and lists are to be parsed.
+    """
+
+    values: dict[str, Any]
+    columns: tuple[str, ...]
+    place: str
+    default_id: str
+    textual: bool = False
+
+    def error(self, message: str) -> DataError:
+        """An error at this row."""
+        return DataError(f"{self.place}: {message}")
+
+    def text(self, *columns: str) -> str:
+        """The text of the first of these columns that is there; it may not be missing or empty."""
+        for column in columns:
+            if column in self.values:
+                value = _checked_text(self, repr(column), self.values[column])
+                if not value.strip():
+                    raise self.error(f"{column!r} is empty; every row needs its text")
+                return value
+        names = " or ".join(map(repr, columns))
+        found = ", ".join(self.columns) or "nothing"
+        raise self.error(f"{names} is missing (columns: {found}); every row needs it")
+
+    def optional_text(self, column: str) -> str | None:
+        """The text of a column; None where it is missing or empty."""
+        if column not in self.values:
+            return None
+        value = _checked_text(self, repr(column), self.values[column])
+        return value if value.strip() else None
+
+    def identifier(self, *columns: str) -> str:
+        """The id in the first of these columns that is there, else an empty text."""
+        for column in columns:
+            if column in self.values:
+                value = self.values[column]
+                if isinstance(value, bool) or not isinstance(value, str | int):
+                    raise self.error(
+                        f"{column!r} is {_kind(value)}; an id is text or a whole number"
+                    )
+                return _checked_text(self, repr(column), str(value))
+        return ""
+
+    def texts(self, column: str) -> list[str]:
+        """A list of texts; one text is a list of one, a missing column an empty list."""
+        value = self._listed(column)
+        if value is None:
+            return []
+        if isinstance(value, str):
+            return [_checked_text(self, repr(column), value)]
+        if not isinstance(value, list):
+            raise self.error(f"{column!r} is {_kind(value)}; give a list of texts, or one text")
+        return [_checked_text(self, f"{column}[{i}]", item) for i, item in enumerate(value)]
+
+    def numbers(self, column: str, *, label: bool) -> list[float] | None:
+        """A list of numbers; one number is a list of one, a missing column None."""
+        value = self._listed(column)
+        if value is None:
+            return None
+        if not isinstance(value, list):
+            return [_checked_number(self, repr(column), value, label=label)]
+        return [
+            _checked_number(self, f"{column}[{i}]", item, label=label)
+            for i, item in enumerate(value)
+        ]
+
+    def _listed(self, column: str) -> Any:
+        value = self.values.get(column)
+        if not (self.textual and isinstance(value, str)):
+            return value
+        stripped = value.strip()
+        if not (stripped.startswith("[") and stripped.endswith("]")):
+            return value
+        try:
+            parsed = json.loads(stripped)
+        except ValueError:
+            # a list as Python or pandas prints it would otherwise pass for one document
+            if stripped.startswith(("['", '["')):
+                raise self.error(
+                    f"{column!r} looks like a list but is not JSON: {_cut(stripped)}; write lists "
+                    'in CSV as JSON text, such as ["first", "second"]'
+                ) from None
+            return value
+        return parsed
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in the words of JSON."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list" if value else "an empty list"
+    if isinstance(value, str):
+        return f"the text {_cut(value)}"
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    return f"a {type(value).__name__}"
+
+
+def _cut(text: str, width: int = 40) -> str:
+    return repr(text if len(text) <= width else text[: width - 3] + "...")
+
+
+def _checked_text(row: Row, name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise row.error(f"{name} is {_kind(value)}; it must be text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise row.error(
+            f"{name} holds half of a surrogate pair ({_cut(value)}), which is no character; write "
+            "the text again as UTF-8"
+        ) from None
+    return value
+
+
+def _checked_number(row: Row, name: str, value: Any, *, label: bool) -> float:
+    if row.textual and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    allowed = "a finite number, 0 or above" if label else "a finite number"
+    # true and false are labels, but never scores
+    if not isinstance(value, int | float) or (isinstance(value, bool) and not label):
+        raise row.error(f"{name} is {_kind(value)}; it must be {allowed}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or (label and number < 0):
+        raise row.error(f"{name} is {number}; it must be {allowed}")
+    return number
+
+
+# ------------------------------------------------------------------------------------ the layouts
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One layout of rows.
+
+    Attributes:
+        name: what ``--data_format`` calls it.
+        columns: the sets of columns that it is detected by; any one of them is enough. Empty for a
+            layout of whole folders.
+        description: one line, with an example.
+        read: makes an example of a row.
+        without: columns that show that a row is another layout's.
+        also: sets of columns that are enough where the layout is named, but not to detect it.
+        grouped: a row holds a part of a query's candidates; rows of a query are put together.
+        merge_repeats: a document that stands in several rows of a query was written again only
+            because the layout asks for it, so it is kept once.
+    """
+
+    name: str
+    columns: tuple[frozenset[str], ...]
+    description: str
+    read: Callable[[Row], Example]
+    without: frozenset[str] = frozenset()
+    also: tuple[frozenset[str], ...] = ()
+    grouped: bool = False
+    merge_repeats: bool = False
+
+
+def _sides(
+    row: Row, positive: str, negative: str, positive_scores: str, negative_scores: str
+) -> tuple[list[str], list[float], list[float] | None]:
+    """Documents, labels and teacher scores of a row with positives and negatives apart."""
+    documents: list[str] = []
+    labels: list[float] = []
+    scores: list[float] = []
+    scored: list[str] = []
+    for column, score_column, label in (
+        (positive, positive_scores, 1.0),
+        (negative, negative_scores, 0.0),
+    ):
+        texts = row.texts(column)
+        documents += texts
+        labels += [label] * len(texts)
+        # an empty list of scores says no more than a missing one
+        side = row.numbers(score_column, label=False) or []
+        if side and len(side) != len(texts):
+            raise row.error(
+                f"{column!r} holds {len(texts)} texts and {score_column!r} {len(side)} numbers; "
+                "give one score for each text"
+            )
+        if side:
+            scored.append(score_column)
+        elif texts and scored:
+            raise row.error(
+                f"{scored[0]!r} is given and {score_column!r} is not; give the scores of both "
+                "sides, or none"
+            )
+        scores += side
+    if scored and len(scores) != len(documents):
+        raise row.error(
+            f"{negative_scores!r} is given and {positive_scores!r} is not; give the scores of both "
+            "sides, or none"
+        )
+    return documents, labels, scores if scored else None
+
+
+def _read_rankwright(row: Row) -> Example:
+    documents, labels, teacher = _sides(
+        row, "positive", "negative", "positive_scores", "negative_scores"
+    )
+    return Example(
+        query=row.text("query"),
+        documents=documents,
+        labels=labels,
+        teacher_scores=teacher,
+        instruction=row.optional_text("instruction"),
+        query_id=row.identifier("query_id", "id"),
+    )
+
+
+def _read_flagembedding(row: Row) -> Example:
+    documents, labels, teacher = _sides(row, "pos", "neg", "pos_scores", "neg_scores")
+    return Example(
+        query=row.text("query"),
+        documents=documents,
+        labels=labels,
+        teacher_scores=teacher,
+        instruction=row.optional_text("prompt"),
+        query_id=row.identifier("query_id", "id"),
+    )
+
+
+_MESSAGE = 'a message is {"role": ..., "content": text}'
+
+
+def _message(row: Row, name: str, value: Any) -> tuple[str, str]:
+    if not isinstance(value, dict):
+        raise row.error(f"{name} is {_kind(value)}; {_MESSAGE}")
+    if not isinstance(value.get("role"), str) or "content" not in value:
+        raise row.error(f"{name} has the keys {', '.join(value) or 'none'}; {_MESSAGE}")
+    return value["role"], _checked_text(row, f"{name}.content", value["content"])
+
+
+def _candidates(row: Row, column: str) -> list[str]:
+    value = row._listed(column)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise row.error(f"{column!r} is {_kind(value)}; give a list of lists of one message each")
+    documents = []
+    for i, entry in enumerate(value):
+        name = f"{column}[{i}]"
+        if isinstance(entry, list):
+            if len(entry) != 1:
+                raise row.error(
+                    f"{name} holds {len(entry)} messages; a document is a list of one message"
+                )
+            name, entry = f"{name}[0]", entry[0]
+        documents.append(_message(row, name, entry)[1])
+    return documents
+
+
+def _read_messages(row: Row) -> Example:
+    value = row._listed("messages")
+    if not isinstance(value, list):
+        what = "missing" if value is None else _kind(value)
+        raise row.error(f"'messages' is {what}; give a list with one user message, the query")
+    by_role: dict[str, list[str]] = {"system": [], "user": []}
+    for i, item in enumerate(value):
+        role, content = _message(row, f"messages[{i}]", item)
+        if role not in by_role:
+            raise row.error(
+                f"messages[{i}] has the role {role!r}; 'messages' may hold one system message (the "
+                "instruction) and one user message (the query)"
+            )
+        by_role[role].append(content)
+    if len(by_role["user"]) != 1 or len(by_role["system"]) > 1:
+        raise row.error(
+            f"'messages' holds {len(by_role['user'])} user and {len(by_role['system'])} system "
+            "messages; give one user message (the query) and at most one system message (the "
+            "instruction)"
+        )
+    query = by_role["user"][0]
+    if not query.strip():
+        raise row.error("the user message of 'messages' is empty; every row needs its text")
+    positives, negatives = (
+        _candidates(row, "positive_messages"),
+        _candidates(row, "negative_messages"),
+    )
+    instruction = by_role["system"][0] if by_role["system"] else ""
+    return Example(
+        query=query,
+        documents=positives + negatives,
+        labels=[1.0] * len(positives) + [0.0] * len(negatives),
+        instruction=instruction if instruction.strip() else None,
+        query_id=row.identifier("query_id", "id"),
+    )
+
+
+def _titled(title: Any, text: str) -> str:
+    return f"{title} {text}" if isinstance(title, str) and title.strip() else text
+
+
+def _read_labels(row: Row) -> Example:
+    value = row._listed("documents")
+    if not isinstance(value, list):
+        what = "missing" if value is None else _kind(value)
+        raise row.error(f"'documents' is {what}; give a list of texts")
+    ids: list[str] | None = None
+    if value and all(isinstance(item, dict) for item in value):
+        documents = []
+        found_ids = []
+        for i, item in enumerate(value):
+            if "text" not in item:
+                keys = ", ".join(map(str, item)) or "none"
+                raise row.error(
+                    f"documents[{i}] has the keys {keys}; a document is text, or an object with "
+                    "'text' and, if you like, 'id' and 'title'"
+                )
+            text = _checked_text(row, f"documents[{i}].text", item["text"])
+            documents.append(_titled(item.get("title"), text))
+            if item.get("id") is not None:
+                found_ids.append(str(item["id"]))
+        if found_ids:
+            ids = found_ids
+    else:
+        documents = [_checked_text(row, f"documents[{i}]", item) for i, item in enumerate(value)]
+    raw_ids = row._listed("document_ids")
+    if raw_ids is not None:
+        if not isinstance(raw_ids, list):
+            raise row.error(f"'document_ids' is {_kind(raw_ids)}; give a list")
+        ids = [str(item) for item in raw_ids]
+    labels = row.numbers("labels", label=True)
+    if labels is None:
+        raise row.error("'labels' is missing; give one number for each document")
+    first_stage = row.numbers("scores", label=False)
+    teacher = row.numbers("teacher_scores", label=False)
+    for name, values in (
+        ("labels", labels),
+        ("scores", first_stage),
+        ("teacher_scores", teacher),
+        ("document_ids", ids),
+    ):
+        if values is not None and len(values) != len(documents):
+            raise row.error(
+                f"'documents' has {len(documents)} entries and {name!r} {len(values)}; give one "
+                "for each document"
+            )
+    return Example(
+        query=row.text("query"),
+        documents=documents,
+        labels=labels,
+        first_stage_scores=first_stage,
+        teacher_scores=teacher,
+        instruction=row.optional_text("instruction"),
+        query_id=row.identifier("query_id", "id"),
+        document_ids=ids,
+    )
+
+
+def _number(row: Row, column: str, *, label: bool) -> float | None:
+    if column not in row.values:
+        return None
+    return _checked_number(row, repr(column), row.values[column], label=label)
+
+
+def _read_pairs(row: Row) -> Example:
+    # the document may be empty (it is then left out and counted), so it is not read by row.text
+    if "document" not in row.values and "document" not in row.columns:
+        row.text("document")
+    document = _checked_text(row, "'document'", row.values.get("document", ""))
+    label = _number(row, "label", label=True)
+    if label is None:
+        raise row.error("'label' is missing; give a number, 0 or above")
+    score = _number(row, "score", label=False)
+    teacher = _number(row, "teacher_score", label=False)
+    document_id = row.identifier("document_id")
+    return Example(
+        query=row.text("query"),
+        documents=[document],
+        labels=[label],
+        first_stage_scores=None if score is None else [score],
+        teacher_scores=None if teacher is None else [teacher],
+        instruction=row.optional_text("instruction"),
+        query_id=row.identifier("query_id"),
+        document_ids=[document_id] if document_id else None,
+    )
+
+
+_NUMBERED_NEGATIVE = re.compile(r"negative_[0-9]+")
+
+
+def _read_triplets(row: Row) -> Example:
+    negatives = sorted(
+        (name for name in row.values if name == "negative" or _NUMBERED_NEGATIVE.fullmatch(name)),
+        key=lambda name: int(name.partition("_")[2] or 0),
+    )
+    positives = row.texts("positive")
+    texts = [text for name in negatives for text in row.texts(name)]
+    return Example(
+        query=row.text("query", "anchor"),
+        documents=positives + texts,
+        labels=[1.0] * len(positives) + [0.0] * len(texts),
+        instruction=row.optional_text("instruction"),
+        query_id=row.identifier("query_id"),
+    )
+
+
+def _no_rows(row: Row) -> Example:
+    raise row.error("the layout 'beir' is a folder (corpus, queries, qrels); name the folder")
+
+
+def _columns(*alternatives: str) -> tuple[frozenset[str], ...]:
+    return tuple(frozenset(names.split()) for names in alternatives)
+
+
+READERS: dict[str, Reader] = {
+    reader.name: reader
+    for reader in (
+        Reader(
+            "rankwright",
+            _columns("query positive", "query negative"),
+            'a query with its positives and negatives, lists or one text: {"query": "q", '
+            '"positive": ["a"], "negative": ["b", "c"]}; also instruction, id, positive_scores, '
+            "negative_scores",
+            _read_rankwright,
+            without=frozenset({"negative_1"}),
+        ),
+        Reader(
+            "messages",
+            _columns("messages positive_messages", "messages negative_messages"),
+            'ms-swift\'s rows: {"messages": [{"role": "user", "content": "q"}], '
+            '"positive_messages": [[{"role": "assistant", "content": "a"}]], '
+            '"negative_messages": [[{"role": "assistant", "content": "b"}]]}; a system message is '
+            "the instruction",
+            _read_messages,
+        ),
+        Reader(
+            "flagembedding",
+            _columns("query pos", "query neg"),
+            'FlagEmbedding\'s rows: {"query": "q", "pos": ["a"], "neg": ["b"], "pos_scores": '
+            '[0.9], "neg_scores": [0.1], "prompt": "..."}; the scores are a teacher\'s',
+            _read_flagembedding,
+        ),
+        Reader(
+            "labels",
+            _columns("query documents labels"),
+            'candidates with graded or soft labels: {"query": "q", "documents": ["a", "b"], '
+            '"labels": [2, 0]}; also scores (of the first stage), teacher_scores, document_ids',
+            _read_labels,
+        ),
+        Reader(
+            "pairs",
+            _columns("query document label"),
+            'one document a row, grouped by query_id or query: {"query": "q", "document": "a", '
+            '"label": 1}; also score (of the first stage), document_id',
+            _read_pairs,
+            grouped=True,
+        ),
+        Reader(
+            "triplets",
+            _columns("anchor positive", "anchor negative", "query positive negative_1"),
+            'one positive and its negatives a row, grouped by query: {"anchor": "q", "positive": '
+            '"a", "negative": "b"}, or negative_1, negative_2, ...',
+            _read_triplets,
+            also=_columns("query positive", "query negative"),
+            grouped=True,
+            merge_repeats=True,
+        ),
+        Reader(
+            "beir",
+            (),
+            "a folder: corpus.jsonl {_id, title, text}, queries.jsonl {_id, text}, "
+            "qrels/<split>.tsv (query-id, corpus-id, score), maybe a TREC run (run.trec)",
+            _no_rows,
+        ),
+    )
+}
+
+
+def _reader(data_format: str) -> Reader:
+    if data_format not in READERS:
+        raise ConfigError(
+            f"--data_format {data_format!r} is unknown; choose from {', '.join(READERS)}"
+        )
+    return READERS[data_format]
+
+
+def _layout(columns: tuple[str, ...]) -> list[str]:
+    """The names of the readers that these columns fit."""
+    names = frozenset(columns)
+    return [
+        reader.name
+        for reader in READERS.values()
+        if not names & reader.without and any(wanted <= names for wanted in reader.columns)
+    ]
+
+
+def _in_words(reader: Reader) -> str:
+    return " or ".join("+".join(sorted(names, key=_column_order)) for names in reader.columns)
+
+
+def _layouts_in_words() -> str:
+    rows = (reader for reader in READERS.values() if reader.columns)
+    return ", ".join(f"{reader.name} ({_in_words(reader)})" for reader in rows)
+
+
+def _column_order(name: str) -> tuple[int, str]:
+    leading = ("query", "anchor", "messages", "document", "documents")
+    return (leading.index(name) if name in leading else len(leading), name)
+
+
+def _detect(row: Row) -> Reader:
+    # a column that is null in this row says nothing, unless nothing else fits
+    fitting = _layout(tuple(row.values)) or _layout(row.columns)
+    if len(fitting) == 1:
+        return READERS[fitting[0]]
+    found = ", ".join(row.columns) or "none"
+    if fitting:
+        raise row.error(
+            f"the columns {found} fit several layouts: {', '.join(fitting)}; name one with "
+            "--data_format"
+        )
+    raise row.error(
+        f"the columns {found} fit no layout; there are {_layouts_in_words()}; rename the columns, "
+        "or name the layout with --data_format"
+    )
+
+
+# ---------------------------------------------------------------------------------- files of rows
+
+_TEXT_ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
+_TABLE_ENDINGS = (".parquet", ".arrow")
+ENDINGS: tuple[str, ...] = tuple(
+    ending + packed for ending in _TEXT_ENDINGS + _TABLE_ENDINGS for packed in ("", ".gz")
+)
+_NOT_ROWS = frozenset(
+    {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+    | {"configuration.json", "config.json"}
+)
+_ENDINGS_IN_WORDS = ".jsonl, .json, .csv, .tsv, .parquet or .arrow, each also .gz"
+
+
+def _split_name(path: Path) -> tuple[str, str]:
+    """The stem and the ending of a file, the ``.gz`` set aside: ``train``, ``.jsonl``."""
+    name = path.name.removesuffix(".gz")
+    for ending in _TEXT_ENDINGS + _TABLE_ENDINGS:
+        if name.lower().endswith(ending):
+            return name[: -len(ending)], ending
+    raise DataError(f"{path}: a file of rows ends in {_ENDINGS_IN_WORDS}; rename or convert it")
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def _reading(shown: str) -> Iterator[None]:
+    """Turn what the system says about a file into one line."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{shown}: there is no such file; check the path") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{shown}: not a whole gzip file ({_one_line(error)}); copy or compress it again"
+        ) from error
+    except OSError as error:
+        reason = error.strerror or _one_line(error)
+        raise DataError(f"{shown}: cannot be read ({reason}); check the file") from error
+
+
+def read_rows(path: Path, *, shown: str | None = None) -> Iterator[Row]:
+    """Read a file row by row.
+
+    Args:
+        path: a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or one of these as .gz.
+        shown: the file's name in messages; None takes the path.
+
+    Yields:
+        The rows, with the place of each.
+
+    Raises:
+        DataError: where the file or a row of it cannot be read, with its line.
+    """
+    shown = shown or str(path)
+    stem, ending = _split_name(path)
+    stem = re.sub(r"\s+", "_", stem)
+    with _reading(shown):
+        if path.is_dir():
+            raise DataError(f"{shown}: is a folder; a file was expected")
+        if ending == ".jsonl":
+            yield from _jsonl_rows(path, shown, stem)
+        elif ending == ".json":
+            yield from _json_rows(path, shown, stem)
+        elif ending in (".csv", ".tsv"):
+            yield from _csv_rows(path, shown, stem, "\t" if ending == ".tsv" else ",")
+        else:
+            yield from _table_rows(path, shown, stem, ending)
+
+
+def _row(value: Any, place: str, default_id: str, *, textual: bool = False) -> Row:
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{place}: the row is {_kind(value)}; a row is an object with named columns, such as "
+            '{"query": ..., "positive": [...], "negative": [...]}'
+        )
+    return Row(
+        {name: cell for name, cell in value.items() if cell is not None},
+        tuple(value),
+        place,
+        default_id,
+        textual,
+    )
+
+
+def _decoded(raw: bytes, place: str) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise DataError(
+            f"{place}: not UTF-8 (byte 0x{byte:02x} at position {error.start + 1}); save the file "
+            "as UTF-8"
+        ) from None
+
+
+def _parsed(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise DataError(f"{place}: the JSON is nested too deeply; a row is a flat object") from None
+    except ValueError as error:
+        column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else _one_line(error)
+        raise DataError(
+            f"{place}: broken JSON ({reason}{column}): {_cut(text.strip())}; a line holds one "
+            "whole JSON object"
+        ) from None
+
+
+def _jsonl_rows(path: Path, shown: str, stem: str) -> Iterator[Row]:
+    with _open(path) as file:
+        number = 0
+        while True:
+            place = f"{shown}:{number + 1}"
+            try:
+                raw = file.readline()
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise DataError(
+                    f"{place}: not a whole gzip file ({_one_line(error)}); copy or compress it "
+                    "again"
+                ) from error
+            if not raw:
+                return
+            number += 1
+            text = _decoded(raw, place)
+            if text.strip():  # a blank line, as many files have at their end, is no row
+                yield _row(_parsed(text, place), place, f"{stem}:{number}")
+
+
+def _json_rows(path: Path, shown: str, stem: str) -> Iterator[Row]:
+    with _open(path) as file:
+        text = _decoded(file.read(), shown)
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise DataError(f"{shown}: the JSON is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+            # one object a line under the name .json, as many hubs have it
+            yield from _jsonl_rows(path, shown, stem)
+            return
+        raise DataError(
+            f"{shown}:{error.lineno}: broken JSON ({error.msg} at column {error.colno}); the file "
+            "holds one list of rows"
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{shown}: broken JSON ({_one_line(error)})") from None
+    if isinstance(value, dict):
+        value = value["data"] if isinstance(value.get("data"), list) else [value]
+    if not isinstance(value, list):
+        raise DataError(
+            f'{shown}: the file holds {_kind(value)}; it must hold a list of rows, or {{"data": '
+            "[...]}"
+        )
+    for number, item in enumerate(value, 1):
+        yield _row(item, f"{shown}:row {number}", f"{stem}:{number}")
+
+
+def _csv_rows(path: Path, shown: str, stem: str, delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # documents outgrow the default of 128 KiB
+
+    def lines() -> Iterator[str]:
+        with _open(path) as file:
+            for number, raw in enumerate(file, 1):
+                yield _decoded(raw, f"{shown}:{number}")
+
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    before = 0
+    try:
+        for cells in reader:
+            number, before = before + 1, reader.line_num
+            place = f"{shown}:{number}"
+            if not cells:
+                continue
+            if header is None:
+                header = [name.strip() for name in cells]
+                twice = [name for name, count in Counter(header).items() if count > 1]
+                if twice:
+                    raise DataError(
+                        f"{place}: the column {twice[0]!r} stands twice in the header; give each "
+                        "column a name of its own"
+                    )
+                continue
+            if len(cells) != len(header):
+                raise DataError(
+                    f"{place}: {len(cells)} cells under {len(header)} columns; quote cells that "
+                    "hold the separator or a line break"
+                )
+            values = {
+                name: cell if cell else None for name, cell in zip(header, cells, strict=True)
+            }
+            yield _row(values, place, f"{stem}:{number}", textual=True)
+    except csv.Error as error:
+        raise DataError(
+            f"{shown}:{before + 1}: broken CSV ({_one_line(error)}); quote cells that hold quotes, "
+            "the separator or a line break"
+        ) from None
+
+
+def _table_rows(path: Path, shown: str, stem: str, ending: str) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source: Any = path
+    if path.name.endswith(".gz"):
+        with _open(path) as file:
+            source = pa.BufferReader(file.read())
+    elif not path.is_file():
+        raise FileNotFoundError(path)
+    number = 0
+    try:
+        for batch in _batches(pa, pq, source, ending):
+            for value in batch.to_pylist():
+                number += 1
+                yield _row(value, f"{shown}:row {number}", f"{stem}:{number}")
+    except pa.ArrowException as error:
+        raise DataError(
+            f"{shown}: not a readable {ending[1:]} file ({_one_line(error)}); write it again"
+        ) from error
+
+
+def _batches(pa: Any, pq: Any, source: Any, ending: str) -> Iterator[Any]:
+    if ending == ".parquet":
+        with pq.ParquetFile(source) as table:
+            yield from table.iter_batches(batch_size=1024)
+        return
+    opened = source if isinstance(source, pa.BufferReader) else pa.memory_map(str(source))
+    with opened:
+        try:
+            reader = pa.ipc.open_file(opened)
+        except pa.ArrowInvalid:
+            opened.seek(0)
+            yield from pa.ipc.open_stream(opened)  # what datasets writes
+            return
+        for i in range(reader.num_record_batches):
+            yield reader.get_batch(i)
+
+
+# ------------------------------------------------------------------------------ rows to examples
+
+
+@dataclass(slots=True)
+class LoadReport:
+    """What happened to the rows on their way.
+
+    Attributes:
+        rows: rows read.
+        dropped: what was left out, by reason.
+        noted: what was kept and is worth knowing, by kind.
+        warnings: what is probably a mistake, each with what to do; also logged.
+    """
+
+    rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    noted: Counter[str] = field(default_factory=Counter)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file or folder that was read.
+
+    Attributes:
+        name: as messages show it.
+        data_format: the layout it was read as.
+        examples: how many examples it gave, before a sampling number.
+    """
+
+    name: str
+    data_format: str
+    examples: int
+
+
+@dataclass(slots=True)
+class LoadedData:
+    """A dataset in memory.
+
+    Attributes:
+        examples: in the order of the sources and of their rows.
+        report: what was left out, and why.
+        sources: the files read.
+    """
+
+    examples: list[Example]
+    report: LoadReport = field(default_factory=LoadReport)
+    sources: list[Source] = field(default_factory=list)
+
+
+_ALIGNED = (
+    "documents",
+    "labels",
+    "first_stage_scores",
+    "teacher_scores",
+    "document_ids",
+)
+_PER_DOCUMENT = {
+    "first_stage_scores": "score",
+    "teacher_scores": "teacher_score",
+    "document_ids": "document_id",
+}
+
+
+def _keep(example: Example, indices: Sequence[int]) -> None:
+    for name in _ALIGNED:
+        values = getattr(example, name)
+        if values is not None:
+            setattr(example, name, [values[i] for i in indices])
+
+
+def _count(counts: Counter[str], reason: str, number: int) -> None:
+    if number:
+        counts[reason] += number
+
+
+def _clean(example: Example, report: LoadReport, *, merge_repeats: bool = False) -> bool:
+    """Leave out what no score can be given to; say whether anything is left."""
+    full = [i for i, text in enumerate(example.documents) if text.strip()]
+    _count(report.dropped, EMPTY_DOCUMENT, len(example.documents) - len(full))
+    # documents with ids are told apart by these: a candidate list stays what the retriever returned
+    keys = example.document_ids or example.documents
+    positives = {keys[i] for i in full if example.labels[i] > 0}
+    kept = [i for i in full if example.labels[i] > 0 or keys[i] not in positives]
+    _count(report.dropped, CONTRADICTION, len(full) - len(kept))
+    if merge_repeats:
+        first: dict[str, int] = {}
+        for i in kept:
+            first.setdefault(keys[i], i)
+        kept = list(first.values())
+    if len(kept) < len(example.documents):
+        _keep(example, kept)
+    repeated = len(example.documents) - len(set(example.documents))
+    _count(report.noted, REPEATED_DOCUMENT, repeated)
+    _count(report.dropped, NO_DOCUMENTS, not kept)
+    return bool(kept)
+
+
+def _fits(row: Row, reader: Reader) -> bool:
+    names = frozenset(row.columns)
+    return any(wanted <= names for wanted in reader.columns + reader.also)
+
+
+def _read_row(row: Row, reader: Reader, first: Row, named: bool) -> Example:
+    """Read a row in the layout of its file, and refuse one of another layout."""
+    if _fits(row, reader) and (named or row.columns == first.columns):
+        return reader.read(row)
+    others = [] if named else _layout(tuple(row.values)) or _layout(row.columns)
+    if others and reader.name not in others:
+        raise row.error(
+            f"another layout ({', '.join(others)}: {', '.join(row.columns)}) than the first row's "
+            f"({reader.name}: {', '.join(first.columns)}); put rows of one layout in one file"
+        )
+    example = reader.read(row)  # says which column is missing, where that is what is wrong
+    if not _fits(row, reader):
+        raise row.error(
+            f"the columns {', '.join(row.columns) or 'none'} are not those of the layout "
+            f"{reader.name!r}, which has {_in_words(reader)}"
+        )
+    return example
+
+
+def _file_examples(
+    path: Path, shown: str, named: Reader | None, report: LoadReport, progress: Progress | None
+) -> tuple[str, Iterator[Example]]:
+    """The name of a file's layout and its examples; the report fills while they are read."""
+    rows = read_rows(path, shown=shown)
+    first = next(rows, None)
+    if first is None:
+        return named.name if named else "", iter(())
+    reader = named or _detect(first)
+
+    def parts() -> Iterator[tuple[Example, str]]:
+        count = 0
+        for count, row in enumerate(itertools.chain((first,), rows), 1):
+            example = _read_row(row, reader, first, named is not None)
+            example.source = row.place
+            report.rows += 1
+            yield example, row.default_id
+            if progress and count % 1000 == 0:
+                progress(shown, count)
+        if progress:
+            progress(shown, count)
+
+    def whole() -> Iterator[Example]:
+        for example, default_id in _grouped(parts()) if reader.grouped else parts():
+            example.query_id = example.query_id or default_id
+            if _clean(example, report, merge_repeats=reader.merge_repeats):
+                yield example
+
+    return reader.name, whole()
+
+
+def _grouped(parts: Iterator[tuple[Example, str]]) -> list[tuple[Example, str]]:
+    """Put the rows of each query together, in the order of each query's first row."""
+    groups: dict[tuple[str, ...], tuple[Example, str]] = {}
+    for part, default_id in parts:
+        key = (
+            ("id", part.query_id) if part.query_id else ("text", part.query, part.instruction or "")
+        )
+        whole = groups.setdefault(key, (part, default_id))[0]
+        if whole is part:
+            continue
+        if whole.query != part.query or whole.instruction != part.instruction:
+            what = "query" if whole.query != part.query else "instruction"
+            raise DataError(
+                f"{part.source}: the query id {part.query_id!r} has another {what} than at "
+                f"{whole.source}; one id is one query with one instruction"
+            )
+        for name in _ALIGNED:
+            values, more = getattr(whole, name), getattr(part, name)
+            if (values is None) != (more is None):
+                raise DataError(
+                    f"{part.source}: {_PER_DOCUMENT[name]!r} is given in some rows of this query "
+                    f"and not in others (its first row is {whole.source}); give it in all or in "
+                    "none"
+                )
+            if values is not None:
+                values.extend(more)
+    return list(groups.values())
+
+
+# ---------------------------------------------------------------------------------- BEIR folders
+
+
+def _parts(folder: Path, name: str) -> list[Path]:
+    """The files of one part of a collection: ``corpus.jsonl`` or ``corpus/*.parquet``."""
+    found = [path for path in _row_files(folder, deep=False) if _split_name(path)[0] == name]
+    return found or (_row_files(folder / name) if (folder / name).is_dir() else [])
+
+
+def _is_beir(folder: Path) -> bool:
+    return bool(_parts(folder, "corpus") and _parts(folder, "queries"))
+
+
+def _beir_id(row: Row, *names: str) -> str:
+    value = row.identifier(*names)
+    if not value:
+        found = ", ".join(row.columns) or "nothing"
+        raise row.error(f"{' or '.join(map(repr, names))} is missing (columns: {found})")
+    return value
+
+
+def _beir_qrels(path: Path, shown: str) -> Iterator[tuple[Row, str, str, float]]:
+    """Judgements of a BEIR table (with a header), or of a TREC qrels file (four columns)."""
+    if _split_name(path)[1] != ".tsv":
+        for row in read_rows(path, shown=shown):
+            value = _number(row, "score", label=False)
+            yield (
+                row,
+                _beir_id(row, "query-id", "query_id"),
+                _beir_id(row, "corpus-id", "corpus_id"),
+                1.0 if value is None else value,
+            )
+        return
+    for row, cells in _separated(path, shown):
+        if row.place.endswith(":1") and cells[0] in ("query-id", "query_id", "qid"):
+            continue
+        if len(cells) not in (3, 4):
+            raise row.error(
+                f"{len(cells)} columns; a judgement is query-id, corpus-id, score (BEIR) or "
+                "query-id, 0, corpus-id, score (TREC)"
+            )
+        yield row, cells[0], cells[-2], _checked_number(row, "the score", cells[-1], label=False)
+
+
+def _separated(path: Path, shown: str) -> Iterator[tuple[Row, list[str]]]:
+    with _reading(shown), _open(path) as file:
+        for number, raw in enumerate(file, 1):
+            place = f"{shown}:{number}"
+            cells = _decoded(raw, place).split()
+            if cells:
+                yield Row({}, (), place, "", textual=True), cells
+
+
+def _beir_run(path: Path, shown: str) -> dict[str, dict[str, float]]:
+    run: dict[str, dict[str, float]] = {}
+    for row, cells in _separated(path, shown):
+        if len(cells) != 6:
+            raise row.error(
+                f"{len(cells)} columns; a line of a TREC run is: query-id Q0 document-id rank "
+                "score tag"
+            )
+        ranked = run.setdefault(cells[0], {})
+        if cells[2] in ranked:
+            raise row.error(
+                f"the run holds document {cells[2]!r} twice for query {cells[0]!r}; keep one line "
+                "for each"
+            )
+        ranked[cells[2]] = _checked_number(row, "the score", cells[4], label=False)
+    return run
+
+
+def _choose_run(folder: Path, split: str | None) -> Path | None:
+    runs = [
+        path
+        for place in (folder, folder / "runs")
+        if place.is_dir()
+        for path in sorted(place.iterdir())
+        if path.name.removesuffix(".gz").endswith((".trec", ".run"))
+    ]
+    if split and len(runs) > 1:
+        runs = [path for path in runs if _has_word(path.name, split)] or runs
+    if len(runs) > 1:
+        raise DataError(
+            f"{folder}: holds several runs ({', '.join(path.name for path in runs)}); keep one, or "
+            "put the split's name into its file's name"
+        )
+    return runs[0] if runs else None
+
+
+def _beir_examples(
+    folder: Path,
+    shown: str,
+    split: str | None,
+    purpose: Purpose,
+    report: LoadReport,
+    progress: Progress | None,
+) -> Iterator[Example]:
+    def name(path: Path) -> str:
+        return f"{shown}/{path.relative_to(folder).as_posix()}"
+
+    qrels_files = _parts(folder, "qrels")
+    if not qrels_files:
+        raise DataError(
+            f"{shown}: holds a corpus and queries, but no qrels.tsv and no qrels/<split>.tsv; add "
+            "the judgements"
+        )
+    qrels_files = _choose_split(qrels_files, folder, shown, split, purpose)
+    qrels: dict[str, dict[str, float]] = {}
+    for path in qrels_files:
+        for row, query_id, document_id, score in _beir_qrels(path, name(path)):
+            report.rows += 1
+            _count(report.noted, NEGATIVE_JUDGEMENT, score < 0)
+            judged = qrels.setdefault(query_id, {})
+            if judged.setdefault(document_id, max(score, 0.0)) != max(score, 0.0):
+                raise row.error(
+                    f"document {document_id!r} is judged twice for query {query_id!r}, with "
+                    "different scores; keep one"
+                )
+    run_file = _choose_run(folder, split or _split_of(qrels_files[0], folder))
+    run = _beir_run(run_file, name(run_file)) if run_file else None
+    if run is not None:
+        _count(report.dropped, NOT_JUDGED, sum(query_id not in qrels for query_id in run))
+    candidates: dict[str, Mapping[str, float]] = {}
+    for query_id, judged in qrels.items():
+        if run is None:
+            candidates[query_id] = judged
+        elif query_id in run:
+            candidates[query_id] = run[query_id]
+            missed = sum(score > 0 and d not in run[query_id] for d, score in judged.items())
+            # never added: what the first stage missed, no reranker can find
+            _count(report.noted, POSITIVE_NOT_IN_RUN, missed)
+        else:
+            _count(report.dropped, NOT_IN_RUN, 1)
+    wanted = {document_id for ranked in candidates.values() for document_id in ranked}
+    texts = dict(_beir_texts(folder, "corpus", wanted, name, progress))
+    queries = dict(_beir_texts(folder, "queries", set(candidates), name, progress))
+    for query_id, ranked in candidates.items():
+        if query_id not in queries:
+            _count(report.dropped, NOT_IN_QUERIES, 1)
+            continue
+        query, place = queries[query_id]
+        if not query.strip():
+            raise DataError(f"{place}: 'text' is empty; every query needs its text")
+        known = [document_id for document_id in ranked if document_id in texts]
+        _count(report.dropped, NOT_IN_CORPUS, len(ranked) - len(known))
+        judged = qrels[query_id]
+        example = Example(
+            query=query,
+            documents=[texts[document_id][0] for document_id in known],
+            labels=[judged.get(document_id, 0.0) for document_id in known],
+            first_stage_scores=[ranked[d] for d in known] if run is not None else None,
+            query_id=query_id,
+            document_ids=known,
+            source=place,
+        )
+        if _clean(example, report):
+            yield example
+
+
+def _beir_texts(
+    folder: Path,
+    part: str,
+    wanted: set[str],
+    name: Callable[[Path], str],
+    progress: Progress | None,
+) -> Iterator[tuple[str, tuple[str, str]]]:
+    """The wanted texts of the corpus or of the queries: (id, (text, place))."""
+    for path in _parts(folder, part):
+        count = 0
+        for count, row in enumerate(read_rows(path, shown=name(path)), 1):
+            identifier = _beir_id(row, "_id", "id")
+            if identifier in wanted:
+                text = _checked_text(row, "'text'", row.values.get("text", ""))
+                yield identifier, (_titled(row.values.get("title"), text), row.place)
+            if progress and count % 1000 == 0:
+                progress(name(path), count)
+        if progress:
+            progress(name(path), count)
+
+
+# ----------------------------------------------------------------------- names of datasets, splits
+
+_SPLITS: dict[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "dev": ("dev", "valid", "validation", "val"),
+    "test": ("test", "eval"),
+}
+
+# Public test sets that papers and leaderboards report: (pattern of owner/name, what it is).
+BENCHMARKS: tuple[tuple[str, str], ...] = (
+    (r"(mteb|c-mteb)/.*(rerank|dupquestions|mind_?small).*", "an MTEB reranking task"),
+    (r"mteb/(nfcorpus|scifact|scidocs|fiqa|arguana|trec-covid|touche2020|quora)", "an MTEB task"),
+    (r"beir/.*", "a BEIR collection"),
+    (r".*/nano[a-z0-9]+", "a NanoBEIR collection"),
+)
+
+
+def _has_word(text: str, word: str) -> bool:
+    pattern = rf"(?<![a-z0-9]){re.escape(word.lower())}(?![a-z0-9])"
+    return re.search(pattern, text.lower()) is not None
+
+
+def _in_split(path: Path, folder: Path, split: str) -> bool:
+    relative = path.relative_to(folder).as_posix()
+    same = next((words for words in _SPLITS.values() if split.lower() in words), (split,))
+    return any(_has_word(relative, word) for word in same)
+
+
+def _split_of(path: Path, folder: Path) -> str | None:
+    return next((split for split in _SPLITS if _in_split(path, folder, split)), None)
+
+
+def _row_files(folder: Path, *, deep: bool = True) -> list[Path]:
+    found = folder.rglob("*") if deep else folder.iterdir()
+    return sorted(
+        path
+        for path in found
+        if path.name.lower().endswith(ENDINGS)
+        and path.name not in _NOT_ROWS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+
+
+def _choose_split(
+    files: list[Path], folder: Path, shown: str, split: str | None, purpose: Purpose
+) -> list[Path]:
+    """The files of a split; without one, the usual split of the purpose, else all files."""
+    by_split = {path: _split_of(path, folder) for path in files}
+    if split:
+        chosen = [path for path in files if _in_split(path, folder, split)]
+        if not chosen and any(by_split.values()):
+            names = [path.relative_to(folder).as_posix() for path in files]
+            listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            raise DataError(
+                f"{shown}: has no file of the split {split!r} (it holds {listed}); give a split "
+                "that is in a file's name"
+            )
+        return chosen or files
+    for usual in ("train",) if purpose == "train" else ("test", "dev"):
+        chosen = [path for path in files if by_split[path] == usual]
+        if chosen and len(chosen) < len(files):
+            left_out = len(files) - len(chosen)
+            logger.info(
+                "%s: reading the %d %s file(s), leaving out %d other(s); --split chooses",
+                shown,
+                len(chosen),
+                usual,
+                left_out,
+            )
+        if chosen:
+            return chosen
+    return files
+
+
+@dataclass(frozen=True, slots=True)
+class _Spec:
+    """One entry of ``--dataset``: a name, and how many examples of it."""
+
+    name: str
+    take: int | None
+
+
+def _specs(dataset: str | Path | Sequence[str | Path]) -> list[_Spec]:
+    entries = [dataset] if isinstance(dataset, str | Path) else list(dataset)
+    names: list[str] = []
+    for entry in entries:
+        if isinstance(entry, Path) or Path(entry).expanduser().exists():
+            names.append(str(entry))
+        else:
+            names += entry.split()
+    if not names:
+        raise ConfigError(
+            "no dataset was given; give a file, a folder or a hub id (owner/name) with --dataset"
+        )
+    return [_spec(name) for name in names]
+
+
+def _spec(name: str) -> _Spec:
+    if "#" not in name or Path(name).expanduser().exists():
+        return _Spec(name, None)
+    base, _, number = name.rpartition("#")
+    if not (number.isascii() and number.isdigit() and int(number) > 0 and base):
+        raise ConfigError(
+            f"dataset {name!r}: {number!r} after # is not a number of rows; give a whole number "
+            "above 0, such as train.jsonl#5000"
+        )
+    return _Spec(base, int(number))
+
+
+_HUB_NAME = re.compile(r"([A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(?::([\w.-]+))?", re.ASCII)
+
+
+def _locate(name: str, use_hf: bool, revision: str | None) -> tuple[Path, str | None]:
+    """The file or folder of a dataset's name, and the subset asked of a hub dataset."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path, None
+    from rankwright.hub import resolve_dataset
+
+    match = _HUB_NAME.fullmatch(name)
+    repo, subset = match.groups() if match else (name, None)
+    return resolve_dataset(repo, use_hf=use_hf, revision=revision), subset
+
+
+def _files(
+    path: Path, name: str, subset: str | None, split: str | None, purpose: Purpose
+) -> list[Path]:
+    files = _row_files(path)
+    if not files:
+        raise DataError(
+            f"{name}: the folder holds no file of rows ({_ENDINGS_IN_WORDS}); give another"
+        )
+    if subset:
+        chosen = [file for file in files if _has_word(file.relative_to(path).as_posix(), subset)]
+        if not chosen:
+            names = sorted({file.relative_to(path).parts[0] for file in files})
+            raise DataError(
+                f"{name}: nothing in it is named {subset!r} (it holds {', '.join(names[:10])}); "
+                "give a subset that is in a file's or folder's name"
+            )
+        files = chosen
+    return _choose_split(files, path, name, split, purpose)
+
+
+def _warn_of_benchmark(name: str, files: list[Path], root: Path, report: LoadReport) -> None:
+    repo = "/".join(Path(name.partition(":")[0]).parts[-2:]).lower()
+    what = next((what for pattern, what in BENCHMARKS if re.fullmatch(pattern, repo)), None)
+    if what is None:
+        return
+    untouched = [path for path in files if _split_of(path, root) not in ("train", "dev")]
+    if untouched:
+        warning = (
+            f"{name}: {untouched[0].name} is the test split of {what}; results on it mean nothing "
+            "after training on it: train on other rows, or do not report it"
+        )
+        logger.warning(warning)
+        report.warnings.append(warning)
+
+
+def _take(examples: list[Example], count: int, seed: int) -> list[Example]:
+    """ms-swift's sampling: whole passes, then a sample of the rest without replacement."""
+    passes, rest = divmod(count, len(examples))
+    indices = list(range(len(examples))) * passes
+    # in the order of the rows: the trainer shuffles anyway, and a subset stays readable
+    indices += sorted(np.random.default_rng(seed).permutation(len(examples))[:rest].tolist())
+    # a copy, because a repeated row becomes a query of its own, with negatives of its own
+    return [replace(examples[i]) for i in indices]
+
+
+def _make_ids_unique(examples: list[Example], report: LoadReport, *, count: bool) -> None:
+    seen: dict[str, int] = {}
+    taken = {example.query_id for example in examples}
+    for example in examples:
+        query_id = example.query_id
+        times = seen.get(query_id, 0) + 1
+        seen[query_id] = times
+        if times == 1:
+            continue
+        _count(report.noted, REPEATED_ID, count)
+        while (unique := f"{query_id}~{times}") in taken:
+            times += 1
+        seen[query_id] = times
+        taken.add(unique)
+        example.query_id = unique
+
+
+def load_examples(
+    dataset: str | Path | Sequence[str | Path],
+    *,
+    data_format: str | None = None,
+    split: str | None = None,
+    seed: int = 42,
+    use_hf: bool = True,
+    revision: str | None = None,
+    purpose: Purpose = "train",
+    progress: Progress | None = None,
+) -> LoadedData:
+    """Read datasets into examples.
+
+    Args:
+        dataset: files, folders, BEIR folders or hub ids (``owner/name``, ``owner/name:subset``),
+            as a list or separated by white space. ``train.jsonl#5000`` takes 5000 examples of it: a
+            sample without replacement, or, where it has fewer, whole passes and a sample.
+        data_format: a name in ``READERS``; None detects the layout of each file by its columns.
+        split: which files of a folder or hub dataset: those with this word in their path. None
+            takes the ``train`` files for training and the ``test`` (else ``dev``) files for
+            evaluation, and all files where there are none. A file given by name is always read.
+        seed: of the sampling number.
+        use_hf: the hub of an id: Hugging Face, or ModelScope.
+        revision: of hub datasets.
+        purpose: what the rows are for; ``train`` warns of a known benchmark's test split.
+        progress: called with a file's name and the rows read so far, now and then.
+
+    Returns:
+        The examples, with query ids that are unique among them, what was left out, and the sources.
+
+    Raises:
+        ConfigError: an unknown layout, a bad sampling number, a hub dataset that cannot be had.
+        DataError: a file or row that cannot be read, or nothing left of a dataset.
+    """
+    named = None if data_format is None else _reader(data_format)
+    data = LoadedData([])
+    for spec in _specs(dataset):
+        path, subset = _locate(spec.name, use_hf, revision)
+        found: list[Example] = []
+        before = data.report.rows
+        dropped = data.report.dropped.copy()
+        for shown, layout, examples in _read_source(
+            path, spec.name, subset, named, split, purpose, data.report, progress
+        ):
+            start = len(found)
+            found.extend(examples)
+            data.sources.append(Source(shown, layout, len(found) - start))
+        if not found:
+            reasons = data.report.dropped - dropped
+            listed = ", ".join(f"{count} x {reason}" for reason, count in reasons.items())
+            raise DataError(
+                f"{spec.name}: no row is left of {data.report.rows - before} read"
+                f"{f' ({listed})' if listed else ''}; give a dataset with rows"
+            )
+        _make_ids_unique(found, data.report, count=True)
+        data.examples += found if spec.take is None else _take(found, spec.take, seed)
+    _make_ids_unique(data.examples, data.report, count=False)
+    return data
+
+
+def _read_source(
+    path: Path,
+    name: str,
+    subset: str | None,
+    named: Reader | None,
+    split: str | None,
+    purpose: Purpose,
+    report: LoadReport,
+    progress: Progress | None,
+) -> Iterator[tuple[str, str, Iterator[Example]]]:
+    """The files of one dataset: (name, layout, examples)."""
+    folder = path / subset if subset and (path / subset).is_dir() else path
+    if folder.is_dir() and (_is_beir(folder) if named is None else named.name == "beir"):
+        if not _is_beir(folder):
+            raise DataError(
+                f"{name}: the layout 'beir' needs a corpus and queries in the folder "
+                "(corpus.jsonl, queries.jsonl)"
+            )
+        if purpose == "train":
+            qrels = _parts(folder, "qrels")
+            chosen = _choose_split(qrels, folder, name, split, purpose) if qrels else []
+            _warn_of_benchmark(name, chosen, folder, report)
+        yield name, "beir", _beir_examples(folder, name, split, purpose, report, progress)
+        return
+    if not path.is_dir():
+        if named is not None and named.name == "beir":
+            raise DataError(f"{name}: the layout 'beir' is a folder, and this is a file")
+        if purpose == "train":
+            _warn_of_benchmark(str(path.parent), [path], path.parent, report)
+        yield name, *_file_examples(path, name, named, report, progress)
+        return
+    files = _files(path, name, subset, split, purpose)
+    if purpose == "train":
+        _warn_of_benchmark(name, files, path, report)
+    for file in files:
+        shown = f"{name.rstrip('/')}/{file.relative_to(path).as_posix()}"
+        yield shown, *_file_examples(file, shown, named, report, progress)

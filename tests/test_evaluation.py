@@ -155,16 +155,16 @@ class Lengths:
     ) -> list[ScoredList]:
         lists = [ScoredList(e, [-float(len(d)) for d in e.documents]) for e in examples]
         if progress is not None:
-            progress(sum(len(e.documents) for e in examples), 3)
+            progress(len(examples))
         return lists
 
 
 def test_evaluate_scores_and_measures() -> None:
     examples = [Example("q", ["long text", "text", "longest text"], [1, 0, 0])]
-    seen: list[tuple[int, int]] = []
-    result = evaluate(Lengths(), examples, ["mrr"], progress=lambda *done: seen.append(done))
+    seen: list[int] = []
+    result = evaluate(Lengths(), examples, ["mrr"], progress=seen.append)
     assert result.metrics == {"mrr": 0.5}
-    assert seen == [(3, 3)]
+    assert seen == [1]
 
 
 def test_evaluate_checks_the_names_before_it_scores() -> None:
@@ -303,6 +303,10 @@ def test_unwritable_path(tmp_path: Path) -> None:
         (
             [scored([1, 0], [1, math.nan], query_id="x")],
             "query 'x' has the score nan at document 1",
+        ),
+        (
+            [scored([1, math.nan], [1, 2], query_id="x")],
+            "query 'x' has the label nan at document 1",
         ),
         (
             [scored([1, 0], [1, 2], first=[1, math.inf], query_id="x")],

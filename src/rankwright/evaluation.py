@@ -23,15 +23,15 @@ from rankwright.metrics import (
     BoolArray,
     FloatArray,
     has_positive,
+    mean_metrics,
     parse_metrics,
     per_query_metrics,
-    ranking_metrics,
     tie_rate,
 )
 from rankwright.types import Example, ScoredList
 
-#: Called with the pairs scored so far and the pairs in all.
-Progress = Callable[[int, int], None]
+#: Called with the number of examples finished since its last call.
+Progress = Callable[[int], None]
 
 
 class Scorer(Protocol):
@@ -85,11 +85,11 @@ class EvaluationResult:
         return int((~self.has_positive).sum())
 
     def values(self, name: str) -> FloatArray:
-        """The values that the mean of ``name`` is taken over: what a bootstrap should draw from."""
+        """The values that the mean of ``name`` is taken over, for a bootstrap to draw from."""
         return self.per_query[name][self.has_positive]
 
     def gains(self, name: str) -> FloatArray | None:
-        """Value minus first-stage value, for the same queries as :meth:`values`; None without one."""
+        """Value minus first-stage value for the queries of :meth:`values`; None without one."""
         if self.first_stage_per_query is None:
             return None
         return self.values(name) - self.first_stage_per_query[name][self.has_positive]
@@ -156,14 +156,11 @@ def evaluate_scores(
     scores_P = np.concatenate([np.asarray(s.scores, np.float64) for s in lists])
     offsets_Q = np.cumsum([0] + [len(s.scores) for s in lists])
 
-    def measure(
-        values_P: FloatArray,
-    ) -> tuple[dict[str, float], dict[str, FloatArray], float]:
-        return (
-            ranking_metrics(values_P, labels_P, offsets_Q, names, query_ids=query_ids),
-            per_query_metrics(values_P, labels_P, offsets_Q, names, query_ids=query_ids),
-            tie_rate(values_P, labels_P, offsets_Q),
-        )
+    kept_Q = has_positive(labels_P, offsets_Q, query_ids=query_ids)
+
+    def measure(values_P: FloatArray) -> tuple[dict[str, float], dict[str, FloatArray], float]:
+        values = per_query_metrics(values_P, labels_P, offsets_Q, names, query_ids=query_ids)
+        return mean_metrics(values, kept_Q), values, tie_rate(values_P, labels_P, offsets_Q)
 
     means, per_query, ties = measure(scores_P)
     without = sum(s.example.first_stage_scores is None for s in lists) if first_stage else 0
@@ -180,7 +177,7 @@ def evaluate_scores(
         metrics=means,
         per_query=per_query,
         query_ids=query_ids,
-        has_positive=has_positive(labels_P, offsets_Q),
+        has_positive=kept_Q,
         tie_rate=ties,
         documents=int(offsets_Q[-1]),
         first_stage_metrics=before[0] if before else None,
@@ -204,7 +201,7 @@ def evaluate(
         reranker: anything with ``score_examples``.
         examples: complete examples; nothing is sampled.
         names: metrics such as ``["ndcg@10", "mrr"]``; checked before anything is scored.
-        progress: called with (pairs scored, pairs in all); None shows nothing.
+        progress: called with the number of examples finished since its last call.
         first_stage: also measure the rows' ``first_stage_scores``, if every row has them.
 
     Returns:
@@ -359,7 +356,9 @@ def read_trec_run(path: str | Path) -> dict[str, dict[str, float]]:
 
 
 def write_qrels(path: str | Path, lists: Sequence[ScoredList]) -> None:
-    """Write the labels as TREC judgements: ``query 0 document label``; ids as :func:`write_trec_run`.
+    """Write the labels as TREC judgements, ``query 0 document label``.
+
+    Ids are spelt as in :func:`write_trec_run`.
 
     Raises:
         ConfigError: the file cannot be written.

@@ -461,13 +461,20 @@ def per_query_metrics(
     return {str(metric): metric(scores_P, labels_P, offsets_Q) for metric in metrics}
 
 
-def has_positive(labels: npt.ArrayLike, offsets: npt.ArrayLike) -> BoolArray:
+def has_positive(
+    labels: npt.ArrayLike, offsets: npt.ArrayLike, *, query_ids: Sequence[str] | None = None
+) -> BoolArray:
     """Which of the ``Q`` queries hold a relevant document: those that the means are taken over.
+
+    Args:
+        labels: ``P`` finite labels; above 0 is relevant.
+        offsets: ``Q + 1`` query boundaries, no query empty.
+        query_ids: ``Q`` ids for the messages.
 
     Raises:
         DataError: a label is not finite, or the offsets do not fit.
     """
-    labels_P, _, offsets_Q = _checked(labels, None, offsets, None, what="label")
+    labels_P, _, offsets_Q = _checked(labels, None, offsets, query_ids, what="label")
     return np.logical_or.reduceat(labels_P > 0, offsets_Q[:-1])
 
 

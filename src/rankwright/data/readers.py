@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import difflib
 import gzip
 import itertools
 import json
@@ -98,17 +99,12 @@ class Row:
         """The id in the first of these columns that is there, else an empty text."""
         for column in columns:
             if column in self.values:
-                value = self.values[column]
-                if isinstance(value, bool) or not isinstance(value, str | int):
-                    raise self.error(
-                        f"{column!r} is {_kind(value)}; an id is text or a whole number"
-                    )
-                return _checked_text(self, repr(column), str(value))
+                return _checked_id(self, repr(column), self.values[column])
         return ""
 
     def texts(self, column: str) -> list[str]:
         """A list of texts; one text is a list of one, a missing column an empty list."""
-        value = self._listed(column)
+        value = self.listed(column)
         if value is None:
             return []
         if isinstance(value, str):
@@ -119,7 +115,7 @@ class Row:
 
     def numbers(self, column: str, *, label: bool) -> list[float] | None:
         """A list of numbers; one number is a list of one, a missing column None."""
-        value = self._listed(column)
+        value = self.listed(column)
         if value is None:
             return None
         if not isinstance(value, list):
@@ -129,7 +125,8 @@ class Row:
             for i, item in enumerate(value)
         ]
 
-    def _listed(self, column: str) -> Any:
+    def listed(self, column: str) -> Any:
+        """A column's value; a list that CSV holds as JSON text is parsed."""
         value = self.values.get(column)
         if not (self.textual and isinstance(value, str)):
             return value
@@ -183,6 +180,12 @@ def _checked_text(row: Row, name: str, value: Any) -> str:
     return value
 
 
+def _checked_id(row: Row, name: str, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise row.error(f"{name} is {_kind(value)}; an id is text or a whole number")
+    return _checked_text(row, name, str(value))
+
+
 def _checked_number(row: Row, name: str, value: Any, *, label: bool) -> float:
     if row.textual and isinstance(value, str):
         with contextlib.suppress(ValueError):
@@ -215,6 +218,7 @@ class Reader:
         read: makes an example of a row.
         without: columns that show that a row is another layout's.
         also: sets of columns that are enough where the layout is named, but not to detect it.
+        optional: the columns that it reads besides.
         grouped: a row holds a part of a query's candidates; rows of a query are put together.
         merge_repeats: a document that stands in several rows of a query was written again only
             because the layout asks for it, so it is kept once.
@@ -226,6 +230,7 @@ class Reader:
     read: Callable[[Row], Example]
     without: frozenset[str] = frozenset()
     also: tuple[frozenset[str], ...] = ()
+    optional: frozenset[str] = frozenset()
     grouped: bool = False
     merge_repeats: bool = False
 
@@ -306,7 +311,7 @@ def _message(row: Row, name: str, value: Any) -> tuple[str, str]:
 
 
 def _candidates(row: Row, column: str) -> list[str]:
-    value = row._listed(column)
+    value = row.listed(column)
     if value is None:
         return []
     if not isinstance(value, list):
@@ -325,7 +330,7 @@ def _candidates(row: Row, column: str) -> list[str]:
 
 
 def _read_messages(row: Row) -> Example:
-    value = row._listed("messages")
+    value = row.listed("messages")
     if not isinstance(value, list):
         what = "missing" if value is None else _kind(value)
         raise row.error(f"'messages' is {what}; give a list with one user message, the query")
@@ -361,12 +366,15 @@ def _read_messages(row: Row) -> Example:
     )
 
 
-def _titled(title: Any, text: str) -> str:
-    return f"{title} {text}" if isinstance(title, str) and title.strip() else text
+def _titled(row: Row, name: str, title: Any, text: str) -> str:
+    """A document as BEIR's own loaders read it: title, space, text."""
+    if title is None or not _checked_text(row, name, title).strip():
+        return text
+    return f"{title} {text}"
 
 
 def _read_labels(row: Row) -> Example:
-    value = row._listed("documents")
+    value = row.listed("documents")
     if not isinstance(value, list):
         what = "missing" if value is None else _kind(value)
         raise row.error(f"'documents' is {what}; give a list of texts")
@@ -382,18 +390,18 @@ def _read_labels(row: Row) -> Example:
                     "'text' and, if you like, 'id' and 'title'"
                 )
             text = _checked_text(row, f"documents[{i}].text", item["text"])
-            documents.append(_titled(item.get("title"), text))
+            documents.append(_titled(row, f"documents[{i}].title", item.get("title"), text))
             if item.get("id") is not None:
-                found_ids.append(str(item["id"]))
+                found_ids.append(_checked_id(row, f"documents[{i}].id", item["id"]))
         if found_ids:
             ids = found_ids
     else:
         documents = [_checked_text(row, f"documents[{i}]", item) for i, item in enumerate(value)]
-    raw_ids = row._listed("document_ids")
+    raw_ids = row.listed("document_ids")
     if raw_ids is not None:
         if not isinstance(raw_ids, list):
             raise row.error(f"'document_ids' is {_kind(raw_ids)}; give a list")
-        ids = [str(item) for item in raw_ids]
+        ids = [_checked_id(row, f"document_ids[{i}]", item) for i, item in enumerate(raw_ids)]
     labels = row.numbers("labels", label=True)
     if labels is None:
         raise row.error("'labels' is missing; give one number for each document")
@@ -475,7 +483,11 @@ def _no_rows(row: Row) -> Example:
 
 
 def _columns(*alternatives: str) -> tuple[frozenset[str], ...]:
-    return tuple(frozenset(names.split()) for names in alternatives)
+    return tuple(_names(names) for names in alternatives)
+
+
+def _names(names: str) -> frozenset[str]:
+    return frozenset(names.split())
 
 
 READERS: dict[str, Reader] = {
@@ -489,6 +501,8 @@ READERS: dict[str, Reader] = {
             "negative_scores",
             _read_rankwright,
             without=frozenset({"negative_1"}),
+            optional=_names("positive negative instruction id query_id")
+            | _names("positive_scores negative_scores"),
         ),
         Reader(
             "messages",
@@ -498,6 +512,7 @@ READERS: dict[str, Reader] = {
             '"negative_messages": [[{"role": "assistant", "content": "b"}]]}; a system message is '
             "the instruction",
             _read_messages,
+            optional=_names("positive_messages negative_messages id query_id"),
         ),
         Reader(
             "flagembedding",
@@ -505,6 +520,7 @@ READERS: dict[str, Reader] = {
             'FlagEmbedding\'s rows: {"query": "q", "pos": ["a"], "neg": ["b"], "pos_scores": '
             '[0.9], "neg_scores": [0.1], "prompt": "..."}; the scores are a teacher\'s',
             _read_flagembedding,
+            optional=_names("pos neg pos_scores neg_scores prompt id query_id"),
         ),
         Reader(
             "labels",
@@ -512,6 +528,7 @@ READERS: dict[str, Reader] = {
             'candidates with graded or soft labels: {"query": "q", "documents": ["a", "b"], '
             '"labels": [2, 0]}; also scores (of the first stage), teacher_scores, document_ids',
             _read_labels,
+            optional=_names("scores teacher_scores document_ids instruction id query_id"),
         ),
         Reader(
             "pairs",
@@ -519,6 +536,7 @@ READERS: dict[str, Reader] = {
             'one document a row, grouped by query_id or query: {"query": "q", "document": "a", '
             '"label": 1}; also score (of the first stage), document_id',
             _read_pairs,
+            optional=_names("score teacher_score document_id instruction query_id"),
             grouped=True,
         ),
         Reader(
@@ -528,6 +546,7 @@ READERS: dict[str, Reader] = {
             '"a", "negative": "b"}, or negative_1, negative_2, ...',
             _read_triplets,
             also=_columns("query positive", "query negative"),
+            optional=_names("negative instruction query_id"),
             grouped=True,
             merge_repeats=True,
         ),
@@ -638,12 +657,14 @@ def _reading(shown: str) -> Iterator[None]:
         raise DataError(f"{shown}: cannot be read ({reason}); check the file") from error
 
 
-def read_rows(path: Path, *, shown: str | None = None) -> Iterator[Row]:
+def read_rows(path: Path, *, shown: str | None = None, stem: str | None = None) -> Iterator[Row]:
     """Read a file row by row.
 
     Args:
         path: a .jsonl, .json, .csv, .tsv, .parquet or .arrow file, or one of these as .gz.
         shown: the file's name in messages; None takes the path.
+        stem: what the query ids of rows without one begin with; None takes the file's name without
+            its ending.
 
     Yields:
         The rows, with the place of each.
@@ -652,8 +673,8 @@ def read_rows(path: Path, *, shown: str | None = None) -> Iterator[Row]:
         DataError: where the file or a row of it cannot be read, with its line.
     """
     shown = shown or str(path)
-    stem, ending = _split_name(path)
-    stem = re.sub(r"\s+", "_", stem)
+    name, ending = _split_name(path)
+    stem = re.sub(r"\s+", "_", stem or name)  # ids stand in run files, whose columns are spaces
     with _reading(shown):
         if path.is_dir():
             raise DataError(f"{shown}: is a folder; a file was expected")
@@ -682,9 +703,9 @@ def _row(value: Any, place: str, default_id: str, *, textual: bool = False) -> R
     )
 
 
-def _decoded(raw: bytes, place: str) -> str:
+def _decoded(raw: bytes, place: str, *, bom: bool = True) -> str:
     try:
-        return raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig" if bom else "utf-8")
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise DataError(
@@ -762,7 +783,7 @@ def _csv_rows(path: Path, shown: str, stem: str, delimiter: str) -> Iterator[Row
     def lines() -> Iterator[str]:
         with _open(path) as file:
             for number, raw in enumerate(file, 1):
-                yield _decoded(raw, f"{shown}:{number}")
+                yield _decoded(raw, f"{shown}:{number}", bom=number == 1)
 
     reader = csv.reader(lines(), delimiter=delimiter, strict=True)
     header: list[str] | None = None
@@ -848,12 +869,14 @@ class LoadReport:
         rows: rows read.
         dropped: what was left out, by reason.
         noted: what was kept and is worth knowing, by kind.
+        ignored: rows that hold something in a column that their layout does not read, by column.
         warnings: what is probably a mistake, each with what to do; also logged.
     """
 
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     noted: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -959,15 +982,41 @@ def _read_row(row: Row, reader: Reader, first: Row, named: bool) -> Example:
     return example
 
 
+def _is_read(column: str, reader: Reader, row: Row, report: LoadReport) -> bool:
+    """Whether a layout reads a column; a near miss of one that it does is a warning."""
+    known = reader.optional.union(*reader.columns, *reader.also)
+    if column in known or (reader.name == "triplets" and _NUMBERED_NEGATIVE.fullmatch(column)):
+        return True
+    near = difflib.get_close_matches(column, sorted(known - set(row.columns)), 1, cutoff=0.85)
+    if near:
+        _warn(
+            report,
+            f"{row.place}: the column {column!r} is not read by the layout {reader.name!r}; if "
+            f"{near[0]!r} is meant, rename it",
+        )
+    return False
+
+
+def _warn(report: LoadReport, message: str) -> None:
+    logger.warning(message)
+    report.warnings.append(message)
+
+
 def _file_examples(
-    path: Path, shown: str, named: Reader | None, report: LoadReport, progress: Progress | None
+    path: Path,
+    shown: str,
+    stem: str | None,
+    named: Reader | None,
+    report: LoadReport,
+    progress: Progress | None,
 ) -> tuple[str, Iterator[Example]]:
     """The name of a file's layout and its examples; the report fills while they are read."""
-    rows = read_rows(path, shown=shown)
+    rows = read_rows(path, shown=shown, stem=stem)
     first = next(rows, None)
     if first is None:
-        return named.name if named else "", iter(())
+        return named.name if named else "none", iter(())
     reader = named or _detect(first)
+    seen: dict[str, bool] = {}  # column -> whether it is read
 
     def parts() -> Iterator[tuple[Example, str]]:
         count = 0
@@ -975,6 +1024,11 @@ def _file_examples(
             example = _read_row(row, reader, first, named is not None)
             example.source = row.place
             report.rows += 1
+            for column in row.values:
+                if column not in seen:
+                    seen[column] = _is_read(column, reader, row, report)
+                if not seen[column]:
+                    report.ignored[column] += 1
             yield example, row.default_id
             if progress and count % 1000 == 0:
                 progress(shown, count)
@@ -1023,7 +1077,10 @@ def _grouped(parts: Iterator[tuple[Example, str]]) -> list[tuple[Example, str]]:
 
 
 def _parts(folder: Path, name: str) -> list[Path]:
-    """The files of one part of a collection: ``corpus.jsonl`` or ``corpus/*.parquet``."""
+    """The files of one part of a collection: ``corpus.jsonl`` or ``corpus/*.parquet``.
+
+    The latter, with ``top_ranked`` in place of a run, is how MTEB lays its tasks out.
+    """
     found = [path for path in _row_files(folder, deep=False) if _split_name(path)[0] == name]
     return found or (_row_files(folder / name) if (folder / name).is_dir() else [])
 
@@ -1036,7 +1093,10 @@ def _beir_id(row: Row, *names: str) -> str:
     value = row.identifier(*names)
     if not value:
         found = ", ".join(row.columns) or "nothing"
-        raise row.error(f"{' or '.join(map(repr, names))} is missing (columns: {found})")
+        raise row.error(
+            f"{' or '.join(map(repr, names))} is missing (columns: {found}); every row of it needs "
+            "its id"
+        )
     return value
 
 
@@ -1137,8 +1197,16 @@ def _beir_examples(
                     f"document {document_id!r} is judged twice for query {query_id!r}, with "
                     "different scores; keep one"
                 )
-    run_file = _choose_run(folder, split or _split_of(qrels_files[0], folder))
+    split = split or _split_of(qrels_files[0], folder)
+    run_file = _choose_run(folder, split)
     run = _beir_run(run_file, name(run_file)) if run_file else None
+    scored = run is not None
+    if run is None and (top_ranked := _parts(folder, "top_ranked")):
+        run = {}
+        for path in _choose_split(top_ranked, folder, shown, split, purpose):
+            for row in read_rows(path, shown=name(path)):
+                ids = row.texts("corpus-ids")
+                run.setdefault(_beir_id(row, "query-id"), {}).update(dict.fromkeys(ids, 0.0))
     if run is not None:
         _count(report.dropped, NOT_JUDGED, sum(query_id not in qrels for query_id in run))
     candidates: dict[str, Mapping[str, float]] = {}
@@ -1169,7 +1237,7 @@ def _beir_examples(
             query=query,
             documents=[texts[document_id][0] for document_id in known],
             labels=[judged.get(document_id, 0.0) for document_id in known],
-            first_stage_scores=[ranked[d] for d in known] if run is not None else None,
+            first_stage_scores=[ranked[d] for d in known] if scored else None,
             query_id=query_id,
             document_ids=known,
             source=place,
@@ -1192,7 +1260,10 @@ def _beir_texts(
             identifier = _beir_id(row, "_id", "id")
             if identifier in wanted:
                 text = _checked_text(row, "'text'", row.values.get("text", ""))
-                yield identifier, (_titled(row.values.get("title"), text), row.place)
+                yield (
+                    identifier,
+                    (_titled(row, "'title'", row.values.get("title"), text), row.place),
+                )
             if progress and count % 1000 == 0:
                 progress(name(path), count)
         if progress:
@@ -1203,16 +1274,24 @@ def _beir_texts(
 
 _SPLITS: dict[str, tuple[str, ...]] = {
     "train": ("train", "training"),
-    "dev": ("dev", "valid", "validation", "val"),
-    "test": ("test", "eval"),
+    "dev": ("dev", "valid", "validation", "val", "eval"),
+    "test": ("test",),
 }
 
 # Public test sets that papers and leaderboards report: (pattern of owner/name, what it is).
 BENCHMARKS: tuple[tuple[str, str], ...] = (
-    (r"(mteb|c-mteb)/.*(rerank|dupquestions|mind_?small).*", "an MTEB reranking task"),
-    (r"mteb/(nfcorpus|scifact|scidocs|fiqa|arguana|trec-covid|touche2020|quora)", "an MTEB task"),
+    (r"(c-)?mteb/.*(rerank|scidocsrr|dupquestions|mind_?small).*", "an MTEB reranking task"),
+    (
+        r"mteb/(arguana|climate-fever|dbpedia|fever|fiqa|hotpotqa|msmarco|nfcorpus|nq|quora|scidocs"
+        r"|scifact|touche2020|trec-covid)",
+        "an MTEB retrieval task",
+    ),
     (r"beir/.*", "a BEIR collection"),
-    (r".*/nano[a-z0-9]+", "a NanoBEIR collection"),
+    (
+        r".*/nano(beir.*|arguana|climatefever|dbpedia|fever|fiqa2018|hotpotqa|msmarco|nfcorpus|nq"
+        r"|quoraretrieval|scidocs|scifact|touche2020)",
+        "a NanoBEIR collection",
+    ),
 )
 
 
@@ -1314,12 +1393,9 @@ _HUB_NAME = re.compile(r"([A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(?::([\w.-]+))
 
 def _locate(name: str, use_hf: bool, revision: str | None) -> tuple[Path, str | None]:
     """The file or folder of a dataset's name, and the subset asked of a hub dataset."""
-    path = Path(name).expanduser()
-    if path.exists():
-        return path, None
     from rankwright.hub import resolve_dataset
 
-    match = _HUB_NAME.fullmatch(name)
+    match = None if Path(name).expanduser().exists() else _HUB_NAME.fullmatch(name)
     repo, subset = match.groups() if match else (name, None)
     return resolve_dataset(repo, use_hf=use_hf, revision=revision), subset
 
@@ -1327,7 +1403,8 @@ def _locate(name: str, use_hf: bool, revision: str | None) -> tuple[Path, str | 
 def _files(
     path: Path, name: str, subset: str | None, split: str | None, purpose: Purpose
 ) -> list[Path]:
-    files = _row_files(path)
+    # a hub's repository often holds a second copy of its rows, converted, in a folder below
+    files = (not subset and _row_files(path, deep=False)) or _row_files(path)
     if not files:
         raise DataError(
             f"{name}: the folder holds no file of rows ({_ENDINGS_IN_WORDS}); give another"
@@ -1355,8 +1432,7 @@ def _warn_of_benchmark(name: str, files: list[Path], root: Path, report: LoadRep
             f"{name}: {untouched[0].name} is the test split of {what}; results on it mean nothing "
             "after training on it: train on other rows, or do not report it"
         )
-        logger.warning(warning)
-        report.warnings.append(warning)
+        _warn(report, warning)
 
 
 def _take(examples: list[Example], count: int, seed: int) -> list[Example]:
@@ -1475,11 +1551,13 @@ def _read_source(
             raise DataError(f"{name}: the layout 'beir' is a folder, and this is a file")
         if purpose == "train":
             _warn_of_benchmark(str(path.parent), [path], path.parent, report)
-        yield name, *_file_examples(path, name, named, report, progress)
+        yield name, *_file_examples(path, name, None, named, report, progress)
         return
     files = _files(path, name, subset, split, purpose)
     if purpose == "train":
         _warn_of_benchmark(name, files, path, report)
     for file in files:
-        shown = f"{name.rstrip('/')}/{file.relative_to(path).as_posix()}"
-        yield shown, *_file_examples(file, shown, named, report, progress)
+        relative = file.relative_to(path)
+        shown = f"{name.rstrip('/')}/{relative.as_posix()}"
+        stem = (relative.parent / _split_name(file)[0]).as_posix()
+        yield shown, *_file_examples(file, shown, stem, named, report, progress)

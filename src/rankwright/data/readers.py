@@ -35,7 +35,7 @@ from rankwright.types import Example
 
 logger = logging.getLogger(__name__)
 
-Purpose = Literal["train", "evaluate"]
+Purpose = Literal["train", "eval"]
 Progress = Callable[[str, int], None]
 
 EMPTY_DOCUMENT = "empty document"
@@ -743,8 +743,8 @@ def _jsonl_rows(path: Path, shown: str, stem: str) -> Iterator[Row]:
             if not raw:
                 return
             number += 1
-            text = _decoded(raw, place)
-            if text.strip():  # a blank line, as many files have at their end, is no row
+            text = _decoded(raw, place).rstrip()
+            if text:  # a blank line, as many files have at their end, is no row
                 yield _row(_parsed(text, place), place, f"{stem}:{number}")
 
 
@@ -1337,7 +1337,7 @@ def _choose_split(
                 "that is in a file's name"
             )
         return chosen or files
-    for usual in ("train",) if purpose == "train" else ("test", "dev"):
+    for usual in ("train",) if purpose == "train" else ("dev", "test"):
         chosen = [path for path in files if by_split[path] == usual]
         if chosen and len(chosen) < len(files):
             left_out = len(files) - len(chosen)
@@ -1365,7 +1365,7 @@ def _specs(dataset: str | Path | Sequence[str | Path]) -> list[_Spec]:
     entries = [dataset] if isinstance(dataset, str | Path) else list(dataset)
     names: list[str] = []
     for entry in entries:
-        if isinstance(entry, Path) or Path(entry).expanduser().exists():
+        if isinstance(entry, Path) or (entry and Path(entry).expanduser().exists()):
             names.append(str(entry))
         else:
             names += entry.split()
@@ -1481,8 +1481,9 @@ def load_examples(
             sample without replacement, or, where it has fewer, whole passes and a sample.
         data_format: a name in ``READERS``; None detects the layout of each file by its columns.
         split: which files of a folder or hub dataset: those with this word in their path. None
-            takes the ``train`` files for training and the ``test`` (else ``dev``) files for
-            evaluation, and all files where there are none. A file given by name is always read.
+            takes the ``train`` files for training and the ``dev`` (else ``test``) files for
+            evaluation, so that no model is chosen on test rows unasked, and all files where there
+            are none. A file given by name is always read.
         seed: of the sampling number.
         use_hf: the hub of an id: Hugging Face, or ModelScope.
         revision: of hub datasets.
@@ -1548,7 +1549,9 @@ def _read_source(
         return
     if not path.is_dir():
         if named is not None and named.name == "beir":
-            raise DataError(f"{name}: the layout 'beir' is a folder, and this is a file")
+            raise DataError(
+                f"{name}: the layout 'beir' is a folder, and this is a file; give the folder"
+            )
         if purpose == "train":
             _warn_of_benchmark(str(path.parent), [path], path.parent, report)
         yield name, *_file_examples(path, name, None, named, report, progress)

@@ -1131,7 +1131,7 @@ def test_nothing_left(tmp_path: Path) -> None:
         f"{path}: no row is left of 1 read (1 x empty document, 1 x row without documents); give a "
         "dataset with rows"
     )
-    for name in ("empty.jsonl", "empty.csv"):
+    for name in ("empty.jsonl", "empty.json", "empty.csv"):
         path = write(tmp_path / name)
         expected = f"{path}: no row is left of 0 read; give a dataset with rows"
         assert message(load_examples, path) == expected

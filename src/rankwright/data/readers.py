@@ -751,6 +751,8 @@ def _jsonl_rows(path: Path, shown: str, stem: str) -> Iterator[Row]:
 def _json_rows(path: Path, shown: str, stem: str) -> Iterator[Row]:
     with _open(path) as file:
         text = _decoded(file.read(), shown)
+    if not text.strip():
+        return
     try:
         value = json.loads(text)
     except RecursionError:

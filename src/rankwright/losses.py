@@ -172,7 +172,11 @@ class Loss:
 
 LOSSES: dict[str, Loss] = {
     "pointwise": Loss(
-        pointwise, ("pos_weight",), False, True, "binary cross-entropy of each (query, document) pair"
+        pointwise,
+        ("pos_weight",),
+        False,
+        True,
+        "binary cross-entropy of each (query, document) pair",
     ),
     "listwise": Loss(
         listwise,

@@ -28,6 +28,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
+import random
 import re
 import sys
 import sysconfig
@@ -323,13 +324,21 @@ def _holds(document: str, sentences: Iterable[str]) -> bool:
 # ------------------------------------------------------------------------------- candidates, splits
 
 
-def stdlib_rows(*, seed: int = 42, candidates: int = 20, max_rows: int | None = None) -> StdlibRows:
+def stdlib_rows(
+    *,
+    seed: int = 42,
+    candidates: int = 20,
+    max_rows: int | None = None,
+    easy_negatives: int = 0,
+) -> StdlibRows:
     """Make the rows from the standard library of the running Python.
 
     Args:
         seed: decides which modules are held out, and the order of the rows.
         candidates: the length of each list.
         max_rows: at most this many training rows; dev and test are not cut.
+        easy_negatives: so many random training documents join each training list; a fresh head
+            learns what a match is from them before it can tell BM25's candidates apart.
 
     Returns:
         The three splits, the same for the same arguments and version of Python. The rows stand in a
@@ -350,13 +359,24 @@ def stdlib_rows(*, seed: int = 42, candidates: int = 20, max_rows: int | None = 
             entries += extract([(module, source)], dropped)
         except DataError:  # a stray file beside the library stops nobody, but is counted
             dropped["file: not Python of this version"] += 1
-    rows = rows_from_entries(entries, seed=seed, candidates=candidates, max_rows=max_rows)
+    rows = rows_from_entries(
+        entries,
+        seed=seed,
+        candidates=candidates,
+        max_rows=max_rows,
+        easy_negatives=easy_negatives,
+    )
     rows.dropped = dict(dropped) | rows.dropped
     return rows
 
 
 def rows_from_entries(
-    entries: Sequence[Entry], *, seed: int = 42, candidates: int = 20, max_rows: int | None = None
+    entries: Sequence[Entry],
+    *,
+    seed: int = 42,
+    candidates: int = 20,
+    max_rows: int | None = None,
+    easy_negatives: int = 0,
 ) -> StdlibRows:
     """Merge duplicates, split by module, retrieve candidates and label them.
 
@@ -365,6 +385,7 @@ def rows_from_entries(
         seed: decides which modules are held out, and the order of the rows.
         candidates: the length of each list.
         max_rows: at most this many training rows.
+        easy_negatives: so many random training documents join each training list.
 
     Returns:
         The rows; see :func:`stdlib_rows`.
@@ -373,6 +394,8 @@ def rows_from_entries(
         raise ConfigError(f"candidates is {candidates}; a list to rank holds at least 2")
     if max_rows is not None and max_rows < 1:
         raise ConfigError(f"max_rows is {max_rows}; give at least 1, or None for all rows")
+    if easy_negatives < 0:
+        raise ConfigError(f"easy_negatives is {easy_negatives}; give 0 for none, or more")
     dropped: Counter[str] = Counter()
     split_of = split_families(Counter(entry.family for entry in entries), seed)
 
@@ -406,6 +429,7 @@ def rows_from_entries(
         for splits, is_open in zip(document_splits, open_to_training, strict=True)
     )
 
+    training = [d for d, is_open in enumerate(open_to_training) if is_open]
     search = _BM25(documents)
     rows: dict[str, list[Example]] = {split: [] for split in SPLITS}
     found: Counter[str] = Counter()
@@ -438,6 +462,12 @@ def rows_from_entries(
             best = max(query.positives, key=lambda d: (float(scores[d]), -d))
             listed = [*listed[: candidates - 1], best]
             added.append(query.id)
+        if split == "train" and easy_negatives:
+            taken = {*listed, *query.positives}
+            others = [d for d in training if d not in taken]
+            draw = random.Random(f"{seed}:{key}")
+            listed += draw.sample(others, min(easy_negatives, len(others)))
+            listed.sort(key=lambda d: (-float(scores[d]), d))
         labels = [float(d in query.positives) for d in listed]
         if all(labels):
             dropped["query: list without a negative"] += 1

@@ -17,9 +17,7 @@ from rankwright.errors import ConfigError
 # the fewest tokens that query and document together must be left with
 MIN_ROOM = 16
 
-DEFAULT_INSTRUCTION = (
-    "Given a web search query, retrieve relevant passages that answer the query"
-)
+DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 
 # Qwen3-Reranker's model card; ends in two newlines after </think>
 QWEN3_PREFIX = (
@@ -84,7 +82,9 @@ def check_template(template: Template) -> None:
     try:
         fields = [f for _, f, _, _ in string.Formatter().parse(template.prefix) if f is not None]
     except ValueError as error:
-        raise ConfigError(f"--template_prefix has unbalanced braces ({error}); double them") from error
+        raise ConfigError(
+            f"--template_prefix has unbalanced braces ({error}); double them"
+        ) from error
     unknown = [name for name in fields if name not in ("query", "instruction")]
     if unknown or fields.count("query") != 1:
         raise ConfigError(

@@ -97,9 +97,7 @@ def packed_attention(
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     grouped = query.shape[1] != key.shape[1]
     # split's backward is one concatenation; slicing would write a row of zeros for every segment
-    queries, keys, values = (
-        tensor.split(packing.lengths, dim=2) for tensor in (query, key, value)
-    )
+    queries, keys, values = (tensor.split(packing.lengths, dim=2) for tensor in (query, key, value))
     outputs = []
     for q, k, v, parent in zip(queries, keys, values, packing.parents, strict=True):
         if parent >= 0:

@@ -370,6 +370,99 @@ def write_files(
     (folder / COMPLETE_FILE).write_text("")
 
 
+def load_weights(model: RerankerModel, folder: Path) -> None:
+    """Load the weights of a checkpoint of the same run into a model, in place.
+
+    Args:
+        model: the model, with adapters if the checkpoint holds some.
+        folder: a checkpoint that ``write_files`` wrote.
+
+    Raises:
+        CheckpointError: weights are missing or belong to another model.
+    """
+    from safetensors.torch import load_file
+
+    if (folder / ADAPTER_FILE).is_file():
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        result = set_peft_model_state_dict(
+            model.model, load_peft_weights(str(folder), device="cpu")
+        )
+        if result.unexpected_keys:
+            raise CheckpointError(
+                f"{folder} holds adapters for other modules ({result.unexpected_keys[0]}); give the flags of its run"
+            )
+        return
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(
+            f"{folder} holds no weights (*.safetensors); choose another checkpoint"
+        )
+    expected = set(model.hf.state_dict())
+    tied = set(getattr(model.hf, "all_tied_weights_keys", None) or {})
+    for path in files:
+        result = model.hf.load_state_dict(load_file(path, device="cpu"), strict=False)
+        if result.unexpected_keys:
+            raise CheckpointError(
+                f"{path} holds weights of another model ({result.unexpected_keys[0]}); give the flags of its run"
+            )
+        expected &= set(result.missing_keys)
+    if expected - tied:
+        raise CheckpointError(
+            f"{folder} lacks the weights {sorted(expected - tied)[:3]}; it is not whole"
+        )
+
+
+def write_card(loaded: Loaded, folder: Path, metrics: dict[str, Any]) -> None:
+    """Write the model card: what it is, how it was trained and measured, how to load it."""
+    spec = loaded.spec
+    training = spec.training
+    base = training.get("model", "")
+    rows = "\n".join(
+        f"| {name} | {_four(metrics['before'], name)} | {value:.4f} |"
+        for name, value in (metrics.get("after") or {}).items()
+    )
+    table = f"| metric | before | after |\n|---|---|---|\n{rows}\n" if rows else "Not validated.\n"
+    if spec.kind == "generative":
+        reads = "a causal language model; its score is logit(yes) - logit(no) at the last position"
+        reads += f", with the tokens {spec.positive_token!r} and {spec.negative_token!r}"
+    else:
+        reads = "a sequence classification model with one logit"
+    card = f"""---
+library_name: sentence-transformers
+pipeline_tag: text-ranking
+tags: [reranker, cross-encoder, rankwright]
+---
+
+# Reranker
+
+This is {reads}. It was trained with Rankwright from `{Path(str(base)).name or base}`
+({training.get("loss_type", "")} loss, {training.get("tuner_type", "full")}, {metrics["steps"]} steps).
+
+## Validation
+
+Means over the full candidate lists of the validation rows; ties count as the expectation over random orders.
+
+{table}
+## Use
+
+```python
+from rankwright import Reranker
+Reranker.load("this folder").rank("a query", ["a document", "another"])
+
+from sentence_transformers import CrossEncoder
+CrossEncoder("this folder").predict([("a query", "a document")])  # sigmoid of the same score
+```
+
+Pairs are cut at {spec.max_length} tokens.
+"""
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _four(values: dict[str, float] | None, name: str) -> str:
+    return f"{values[name]:.4f}" if values else "-"
+
+
 def _merged(peft_model: Any) -> Any:
     """A copy of the model with its adapter folded in; the one in training is left as it is."""
     import copy
@@ -384,7 +477,9 @@ def _versions() -> dict[str, str]:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
+    )
 
 
 def _complete_config(folder: Path) -> None:

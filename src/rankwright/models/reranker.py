@@ -64,7 +64,9 @@ class RerankerModel(nn.Module):
         self.token_ids = token_ids
         config = self.hf.config
         if kind == "classification" and config.num_labels != 1:
-            raise ConfigError(f"a reranker's head has one logit; this model's has {config.num_labels}")
+            raise ConfigError(
+                f"a reranker's head has one logit; this model's has {config.num_labels}"
+            )
         self.family = FAMILIES.get(config.model_type)
         known = self.family is not None and (kind == "classification" or self.family.generative)
         self.packed = packed and known
@@ -73,7 +75,10 @@ class RerankerModel(nn.Module):
         if kind == "classification" and self.packed:
             # half-precision heads collapse scores into few values; a head is small, so it stays in float32
             for module in self.head_modules():
-                if next(module.parameters(), torch.empty(0)).dtype in (torch.bfloat16, torch.float16):
+                if next(module.parameters(), torch.empty(0)).dtype in (
+                    torch.bfloat16,
+                    torch.float16,
+                ):
                     module.float()
 
     @property
@@ -174,10 +179,7 @@ class RerankerModel(nn.Module):
         def stack(values: list[Tensor], fill: int) -> Tensor:
             gaps = [(longest - len(v), 0) if left else (0, longest - len(v)) for v in values]
             return torch.stack(
-                [
-                    nn.functional.pad(v, gap, value=fill)
-                    for v, gap in zip(values, gaps, strict=True)
-                ]
+                [nn.functional.pad(v, gap, value=fill) for v, gap in zip(values, gaps, strict=True)]
             )
 
         inputs: dict[str, Any] = {
@@ -186,7 +188,9 @@ class RerankerModel(nn.Module):
         }
         if batch.token_type_ids_T is not None:
             types = batch.token_type_ids_T
-            inputs["token_type_ids"] = stack([torch.cat([types[s] for s in row]) for row in rows], 0)
+            inputs["token_type_ids"] = stack(
+                [torch.cat([types[s] for s in row]) for row in rows], 0
+            )
         if not left:
             return _at_least_float32(self.hf(**inputs).logits)[:, 0]
         assert self.token_ids is not None

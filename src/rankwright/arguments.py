@@ -1,0 +1,485 @@
+"""Typed arguments: command line, YAML file, environment variables and defaults, read once and validated.
+
+Order of precedence: command line, then the YAML file, then the environment, then the defaults. Names are flat
+and the ones users already type: those of ``transformers.TrainingArguments`` and ms-swift's where they exist.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rankwright.errors import ConfigError
+
+# name of the variable -> (argument, the losses it speaks of; None for all)
+ENVIRONMENT: dict[str, tuple[str, str | None]] = {
+    "GENERATIVE_RERANKER_POSITIVE_TOKEN": ("positive_token", None),
+    "GENERATIVE_RERANKER_NEGATIVE_TOKEN": ("negative_token", None),
+    "LISTWISE_RERANKER_TEMPERATURE": ("temperature", "listwise"),
+    "LISTWISE_RERANKER_MIN_GROUP_SIZE": ("min_group_size", "listwise"),
+    "LISTWISE_GENERATIVE_RERANKER_TEMPERATURE": ("temperature", "listwise_generative"),
+    "LISTWISE_GENERATIVE_RERANKER_MIN_GROUP_SIZE": ("min_group_size", "listwise_generative"),
+    "MAX_POSITIVE_SAMPLES": ("max_positive_samples", None),
+    "MAX_NEGATIVE_SAMPLES": ("max_negative_samples", None),
+    "USE_HF": ("use_hf", None),
+}
+
+# ms-swift's and older names -> ours
+ALIASES: dict[str, str] = {
+    "train_type": "tuner_type",
+    "sft_type": "tuner_type",
+    "model_revision": "revision",
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps",
+    "overwrite_output_dir": "overwrite",
+}
+
+# ms-swift's arguments that change nothing here -> why
+WITHOUT_EFFECT: dict[str, str] = {
+    "dataset_num_proc": "rows are tokenised while training; --dataloader_num_workers moves that to workers",
+    "load_from_cache_file": "there is no preprocessed copy of the rows",
+    "padding_free": "batches are always packed",
+    "packing": "batches are always packed",
+    "attn_impl": "the attention back end is chosen by device",
+    "num_labels": "a reranker has one logit",
+    "label_names": "labels travel with the rows",
+    "truncation_strategy": "only the document is cut, then the query",
+    "model_type": "the architecture is read from the checkpoint",
+    "template": "the template belongs to the checkpoint",
+    "remove_unused_columns": "rows are read by their format",
+    "use_chat_template": "the template belongs to the checkpoint",
+    "dataset_shuffle": "groups are shuffled every epoch",
+}
+
+TASK_TYPES = {
+    "reranker": "classification",
+    "classification": "classification",
+    "generative_reranker": "generative",
+    "generative": "generative",
+}
+
+
+def _option(default: Any, text: str, **metadata: Any) -> Any:
+    metadata["help"] = text
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelArguments:
+    """The model and how a pair is written for it."""
+
+    model: str = _option("", "local folder, or id on a hub (owner/name)")
+    task_type: str | None = _option(
+        None, "reranker (classification head) or generative_reranker; default: read off the model"
+    )
+    use_hf: bool = _option(True, "ids are on Hugging Face; false: on ModelScope [USE_HF]")
+    revision: str | None = _option(None, "branch, tag or commit on the hub")
+    torch_dtype: str = _option("float32", "dtype of the weights: float32, bfloat16, float16, auto")
+    trust_remote_code: bool = _option(False, "run code that the model's folder brings along")
+    max_length: int | None = _option(
+        None, "most tokens of a pair; default: the model's limit, at most 1024"
+    )
+    template_prefix: str | None = _option(
+        None, "text before the document, with {query} and optionally {instruction}"
+    )
+    template_suffix: str | None = _option(None, "text behind the document")
+    instruction: str | None = _option(None, "task description for models that read one")
+    positive_token: str | None = _option(
+        None, "token that stands for relevant [GENERATIVE_RERANKER_POSITIVE_TOKEN, yes]"
+    )
+    negative_token: str | None = _option(
+        None, "token that stands for irrelevant [GENERATIVE_RERANKER_NEGATIVE_TOKEN, no]"
+    )
+    packed: bool = _option(True, "false: padded rows, through the model's own attention")
+
+
+@dataclass
+class DataArguments:
+    """The rows."""
+
+    dataset: list[str] = _option(
+        [], "files, folders or hub ids; a.jsonl#5000 takes 5000 rows of it"
+    )
+    val_dataset: list[str] = _option([], "rows to validate on")
+    split_dataset_ratio: float = _option(
+        0.0, "share of the rows to validate on, split off by query"
+    )
+    data_format: str | None = _option(None, "name of the row layout; default: by columns")
+    max_positive_samples: int = _option(1, "positives of a query an epoch [MAX_POSITIVE_SAMPLES]")
+    max_negative_samples: int = _option(7, "negatives of each positive [MAX_NEGATIVE_SAMPLES]")
+    group: str = _option("positive", "positive: a positive with its negatives; all: the whole row")
+    batch_tokens: int | None = _option(
+        None, "tokens in a batch, in place of --per_device_train_batch_size"
+    )
+    share_prefix: bool = _option(
+        True, "decoders: compute the prompt and query of a group once (exact)"
+    )
+    eval_batch_tokens: int = _option(16384, "tokens in a batch of evaluation")
+
+
+@dataclass
+class LossArguments:
+    """The loss."""
+
+    loss_type: str = _option("listwise", "pointwise or listwise; ms-swift's names are aliases")
+    temperature: float = _option(1.0, "of the listwise softmax [LISTWISE_RERANKER_TEMPERATURE]")
+    min_group_size: int = _option(
+        2, "documents a listwise group needs [LISTWISE_RERANKER_MIN_GROUP_SIZE]"
+    )
+    pos_weight: float = _option(1.0, "weight of positives in the pointwise loss")
+
+
+@dataclass
+class TunerArguments:
+    """Full training or adapters."""
+
+    tuner_type: str = _option("full", "full or lora")
+    lora_rank: int = _option(8, "rank of the adapters")
+    lora_alpha: int = _option(32, "scale of the adapters")
+    lora_dropout: float = _option(0.05, "dropout before the adapters")
+    target_modules: list[str] = _option(["all-linear"], "modules to adapt")
+    use_dora: bool = _option(False, "decompose weights into magnitude and direction (DoRA)")
+    quant_bits: int | None = _option(None, "4: load frozen weights in four bits (bitsandbytes)")
+    merge_lora: bool = _option(True, "the final folder holds merged weights (and the adapter)")
+
+
+@dataclass
+class RunArguments:
+    """The run as a whole."""
+
+    metrics: list[str] = _option(["ndcg@10", "mrr@10", "map"], "metrics of evaluation")
+    early_stopping_patience: int | None = _option(
+        None, "evaluations without improvement after which the run ends"
+    )
+    resume: bool = _option(False, "go on from the last checkpoint in --output_dir")
+    overwrite: bool = _option(False, "replace the run that --output_dir holds")
+
+
+GROUPS = (ModelArguments, DataArguments, LossArguments, TunerArguments, RunArguments)
+
+# what transformers' defaults are replaced with, where the user says nothing
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "output_dir": "output",
+    "num_train_epochs": 1.0,
+    "learning_rate": 2e-5,
+    "warmup_steps": 0.1,
+    "logging_steps": 10,
+    "logging_first_step": True,
+    "save_total_limit": 2,
+    "seed": 42,
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ConfigErrors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}")
+
+
+def unknown_argument(name: str, known: Sequence[str]) -> ConfigError:
+    """The error for an unknown argument, with the nearest known one."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean --{near[0]}?" if near else "; see --help for all arguments"
+    return ConfigError(f"--{name} is not an argument{hint}")
+
+
+def build_parser(prog: str, types: Sequence[type]) -> argparse.ArgumentParser:
+    """Build a parser for dataclasses; what is not given is absent from its result."""
+    from transformers import HfArgumentParser
+
+    source = HfArgumentParser(list(types), prog=prog, add_help=False, allow_abbrev=False)
+    for action in source._actions:
+        action.default = argparse.SUPPRESS
+    source.__class__ = type("_HfParser", (_Parser, HfArgumentParser), {})
+    return source
+
+
+def parse(
+    prog: str,
+    types: Sequence[type],
+    argv: Sequence[str],
+    *,
+    recipe: bool = False,
+) -> dict[str, Any]:
+    """Parse a command line into the arguments that were given.
+
+    Args:
+        prog: name of the program, for messages.
+        types: dataclasses whose fields are the arguments.
+        argv: the words.
+        recipe: whether a YAML file may stand first.
+
+    Raises:
+        ConfigError: an unknown or malformed argument.
+    """
+    words = list(argv)
+    names = [f.name for t in types for f in dataclasses.fields(t)]
+    if recipe and words and not words[0].startswith("-"):
+        words = [*_recipe_words(Path(words[0])), *words[1:]]
+    words = _rename(words, [*names, *ALIASES])
+    parser = build_parser(prog, types)
+    known, rest = parser.parse_known_args(words)
+    for word in rest:
+        if word.startswith("--"):
+            raise unknown_argument(word[2:].split("=")[0], [*names, *ALIASES])
+    if rest:
+        raise ConfigError(f"{prog}: {rest[0]!r} stands alone; arguments begin with --")
+    return vars(known)
+
+
+def _rename(words: list[str], known: Sequence[str]) -> list[str]:
+    """Resolve aliases and dashes, and take out the arguments without effect (with a logged reason)."""
+    import logging
+
+    result: list[str] = []
+    position = 0
+    while position < len(words):
+        word = words[position]
+        position += 1
+        if not word.startswith("--"):
+            result.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        if name in WITHOUT_EFFECT and name not in known:
+            while position < len(words) and not words[position].startswith("--"):
+                position += 1
+            logging.getLogger(__name__).info("--%s has no effect: %s", name, WITHOUT_EFFECT[name])
+            continue
+        result.append(f"--{ALIASES.get(name, name)}{equals}{value}")
+    return result
+
+
+def _recipe_words(path: Path) -> list[str]:
+    """Read a YAML file of flat names as command line words."""
+    import json
+
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist; give a YAML file or arguments") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = getattr(error, "problem_mark", None)
+        line = f":{place.line + 1}" if place else ""
+        raise ConfigError(
+            f"{path}{line} is not YAML: {getattr(error, 'problem', error)}"
+        ) from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold 'name: value' lines, found {type(values).__name__}")
+    words: list[str] = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        if isinstance(value, list):
+            words += [f"--{name}", *map(str, value)]
+        elif isinstance(value, dict):
+            words += [f"--{name}", json.dumps(value)]
+        else:
+            words.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
+    return words
+
+
+def from_environment(environ: Mapping[str, str], loss: str) -> dict[str, Any]:
+    """Read the documented environment variables that speak of this loss.
+
+    Args:
+        environ: the environment.
+        loss: resolved name of the loss.
+
+    Raises:
+        ConfigError: a value is malformed; the message names the variable.
+    """
+    from rankwright.hub import parse_use_hf
+
+    convert = {
+        "temperature": float,
+        "min_group_size": int,
+        "max_positive_samples": int,
+        "max_negative_samples": int,
+        "use_hf": parse_use_hf,
+    }
+    values: dict[str, Any] = {}
+    for variable, (name, only) in ENVIRONMENT.items():
+        text = environ.get(variable)
+        if text is None or (only is not None and only != loss):
+            continue
+        try:
+            values[name] = convert.get(name, str)(text)
+        except ValueError as error:
+            raise ConfigError(
+                f"{variable}={text!r} is not a number; correct or unset the variable"
+            ) from error
+    return values
+
+
+def load_options(model: ModelArguments) -> dict[str, Any]:
+    """What ``ModelArguments`` say to the loader, under its names."""
+    return {
+        "kind": TASK_TYPES[model.task_type] if model.task_type else None,
+        "dtype": model.torch_dtype,
+        **{
+            name: getattr(model, name)
+            for name in (
+                "use_hf",
+                "revision",
+                "max_length",
+                "template_prefix",
+                "template_suffix",
+                "instruction",
+                "positive_token",
+                "negative_token",
+                "trust_remote_code",
+                "packed",
+            )
+        },
+    }
+
+
+@dataclass
+class TrainArguments:
+    """Everything a training run was told, resolved.
+
+    Attributes:
+        model: the model.
+        data: the rows.
+        loss: the loss; ``loss_type`` is a name in ``LOSSES``.
+        tuner: full training or adapters.
+        run: the run.
+        training: keyword arguments for ``transformers.TrainingArguments``.
+    """
+
+    model: ModelArguments
+    data: DataArguments
+    loss: LossArguments
+    tuner: TunerArguments
+    run: RunArguments
+    training: dict[str, Any]
+
+    def flat(self) -> dict[str, Any]:
+        """All arguments under their flat names, to be saved with the run; tokens are left out."""
+        values: dict[str, Any] = {}
+        for part in (self.model, self.data, self.loss, self.tuner, self.run):
+            values.update(dataclasses.asdict(part))
+        values.update(self.training)
+        return {
+            name: value
+            for name, value in values.items()
+            if "token" not in name
+            or name in ("positive_token", "negative_token", "batch_tokens", "eval_batch_tokens")
+        }
+
+
+def resolve(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> TrainArguments:
+    """Turn what was given into the arguments of a run.
+
+    Args:
+        given: flat names and values, from ``parse`` or from Python.
+        environ: the environment, default the process's.
+
+    Raises:
+        ConfigError: an unknown name, or a value that is not allowed.
+    """
+    from transformers import TrainingArguments
+
+    from rankwright.losses import find_loss
+
+    given = {
+        ALIASES.get(name, name): value
+        for name, value in given.items()
+        if name not in WITHOUT_EFFECT
+        or name in {f.name for f in dataclasses.fields(TrainingArguments)}
+    }
+    training_names = [f.name for f in dataclasses.fields(TrainingArguments) if f.init]
+    own = [f.name for group in GROUPS for f in dataclasses.fields(group)]
+    for name in given:
+        if name not in own and name not in training_names:
+            raise unknown_argument(name, [*own, *training_names, *ALIASES])
+    loss = find_loss(given.get("loss_type", LossArguments.loss_type))
+    values = {
+        **from_environment(os.environ if environ is None else environ, loss),
+        **given,
+        "loss_type": loss,
+    }
+    parts = []
+    for group in GROUPS:
+        names = {f.name for f in dataclasses.fields(group)}
+        parts.append(group(**{name: values[name] for name in names if name in values}))
+    model, data, loss_arguments, tuner, run = parts
+    training = {**TRAINING_DEFAULTS, **{n: values[n] for n in training_names if n in values}}
+    arguments = TrainArguments(model, data, loss_arguments, tuner, run, training)
+    _check(arguments, given)
+    return arguments
+
+
+def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
+    model, data, loss = arguments.model, arguments.data, arguments.loss
+    for name in ("dataset", "val_dataset"):
+        if isinstance(getattr(data, name), str):
+            setattr(data, name, getattr(data, name).split())
+    for part, name in ((arguments.tuner, "target_modules"), (arguments.run, "metrics")):
+        if isinstance(getattr(part, name), str):
+            setattr(part, name, getattr(part, name).replace(",", " ").split())
+    if not data.dataset:
+        raise ConfigError("--dataset is missing; give files, folders or ids of rows to train on")
+    check_model_arguments(model)
+    _choice("group", data.group, ["positive", "all"])
+    _choice("tuner_type", arguments.tuner.tuner_type, ["full", "lora"])
+    if not 0 <= data.split_dataset_ratio < 1:
+        raise ConfigError(f"--split_dataset_ratio {data.split_dataset_ratio} is not in [0, 1)")
+    if data.val_dataset and data.split_dataset_ratio:
+        raise ConfigError("--val_dataset and --split_dataset_ratio exclude each other; give one")
+    if loss.temperature <= 0:
+        raise ConfigError(f"--temperature {loss.temperature} is not above 0")
+    if loss.pos_weight <= 0:
+        raise ConfigError(f"--pos_weight {loss.pos_weight} is not above 0")
+    for name, value, least in (
+        ("max_positive_samples", data.max_positive_samples, 1),
+        ("max_negative_samples", data.max_negative_samples, 0),
+        ("min_group_size", loss.min_group_size, 1),
+        ("batch_tokens", data.batch_tokens, 1),
+        ("max_length", model.max_length, 1),
+        ("eval_batch_tokens", data.eval_batch_tokens, 1),
+        ("lora_rank", arguments.tuner.lora_rank, 1),
+    ):
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} {value} is less than {least}")
+    if data.batch_tokens is not None and "per_device_train_batch_size" in given:
+        raise ConfigError(
+            "--batch_tokens and --per_device_train_batch_size exclude each other; give one"
+        )
+    if arguments.run.resume and arguments.run.overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other; give one")
+    if arguments.tuner.tuner_type == "lora" and "learning_rate" not in given:
+        # adapters start at zero and train a fraction of the weights; ms-swift's default is the same
+        arguments.training["learning_rate"] = 1e-4
+
+
+def check_model_arguments(model: ModelArguments) -> None:
+    """Refuse values that no model takes.
+
+    Raises:
+        ConfigError: an unknown task type or dtype, or no model.
+    """
+    if not model.model:
+        raise ConfigError("--model is missing; give a local folder or an id such as owner/name")
+    _choice("task_type", model.task_type, [None, *TASK_TYPES])
+    _choice("torch_dtype", model.torch_dtype, ["float32", "bfloat16", "float16", "auto"])
+
+
+def _choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    if value not in allowed:
+        names = [a for a in allowed if a is not None]
+        near = difflib.get_close_matches(str(value), names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ";"
+        raise ConfigError(f"--{name} {value!r} is unknown{hint} Choose from {', '.join(names)}")

@@ -1,0 +1,296 @@
+"""Ranking: a query and its documents in, an order out. Evaluation, ranking and serving all score here.
+
+Shape legend: ``P`` pairs, ``D`` documents of one query.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rankwright.data.collate import Collator
+from rankwright.errors import ConfigError, DataError
+from rankwright.models import checkpoint
+from rankwright.models.checkpoint import Loaded, LoadOptions
+from rankwright.templates import PairTokens
+from rankwright.types import Example, Group, PackedBatch, ScoredList
+
+# pairs that are encoded and sorted by length at a time: memory stays constant, batches fill well
+WINDOW = 4096
+BATCH_TOKENS = 16384
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class RankedDocument:
+    """One document in its place.
+
+    Attributes:
+        index: its place in the list that was given.
+        score: fp32 logit; ``sigmoid`` of it is a probability.
+        document: the text.
+    """
+
+    index: int
+    score: float
+    document: str
+
+
+class Reranker:
+    """A model that ranks documents for a query.
+
+    Args:
+        loaded: model, tokenizer and what belongs to them.
+        batch_tokens: tokens scored at a time.
+        share_prefix: compute prompt and query of decoders once for all documents (exact).
+
+    Example:
+        >>> reranker = Reranker.load("output")  # doctest: +SKIP
+        >>> reranker.rank("what is a lichen?", ["A fungus with algae.", "A city."], top_k=1)  # doctest: +SKIP
+        [RankedDocument(index=0, score=4.2, document='A fungus with algae.')]
+    """
+
+    def __init__(
+        self, loaded: Loaded, *, batch_tokens: int = BATCH_TOKENS, share_prefix: bool = True
+    ) -> None:
+        if batch_tokens < 1:
+            raise ConfigError(f"batch_tokens {batch_tokens} is less than 1")
+        self.loaded = loaded
+        self.batch_tokens = batch_tokens
+        self.collator = collator(loaded, share_prefix=share_prefix)
+
+    @classmethod
+    def load(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        share_prefix: bool = True,
+        **options: Any,
+    ) -> Reranker:
+        """Load a reranker from a folder or a hub.
+
+        Args:
+            name: a local folder, or an id such as ``owner/name``.
+            device: default: CUDA, then MPS, then the CPU.
+            batch_tokens: tokens scored at a time.
+            share_prefix: see the class.
+            **options: fields of ``LoadOptions`` (``max_length``, ``dtype``, ``instruction``, …).
+
+        Raises:
+            ConfigError: the name or an option does not fit.
+            CheckpointError: the folder is incomplete.
+        """
+        loaded = checkpoint.load(name, LoadOptions(**options))
+        loaded.model.to(device or default_device())
+        return cls(loaded, batch_tokens=batch_tokens, share_prefix=share_prefix)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(self.loaded.model.parameters()).device
+
+    @property
+    def truncated(self) -> dict[str, int]:
+        """How many documents and queries were cut so far."""
+        return dict(self.collator.truncated)
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_k: int | None = None,
+        *,
+        instruction: str | None = None,
+    ) -> list[RankedDocument]:
+        """Order documents by relevance, best first; equal scores keep the given order.
+
+        Args:
+            query: the query.
+            documents: ``D`` texts.
+            top_k: how many to return, default all.
+            instruction: task description, default the model's.
+
+        Returns:
+            At most ``top_k`` documents with their scores.
+
+        Raises:
+            DataError: the query is empty, or a document is not a text.
+        """
+        if top_k is not None and top_k < 1:
+            raise ConfigError(f"top_k {top_k} is less than 1")
+        example = _example(query, documents, instruction)
+        scores = self.score_examples([example])[0].scores if documents else []
+        order = sorted(range(len(scores)), key=lambda i: -scores[i])[:top_k]
+        return [RankedDocument(i, scores[i], documents[i]) for i in order]
+
+    def score(
+        self, pairs: Sequence[tuple[str, str]], *, instruction: str | None = None
+    ) -> list[float]:
+        """Score (query, document) pairs.
+
+        Returns:
+            One fp32 logit for each pair, in their order.
+
+        Raises:
+            DataError: a query is empty, or a text is missing.
+        """
+        examples = [_example(query, [document], instruction) for query, document in pairs]
+        return [scored.scores[0] for scored in self.score_examples(examples)]
+
+    def score_examples(
+        self, examples: Iterable[Example], progress: Progress | None = None
+    ) -> list[ScoredList]:
+        """Score all candidates of each example.
+
+        Args:
+            examples: the examples.
+            progress: called with the number of examples finished since its last call.
+
+        Returns:
+            One list for each example, in their order.
+
+        Raises:
+            DataError: a score is not finite; the message names the query.
+        """
+        return list(self.iter_scores(examples, progress))
+
+    def iter_scores(
+        self, examples: Iterable[Example], progress: Progress | None = None
+    ) -> Iterator[ScoredList]:
+        """``score_examples`` as a stream, in constant memory."""
+        window: list[Example] = []
+        pairs = 0
+        for example in examples:
+            window.append(example)
+            pairs += len(example.documents)
+            if pairs >= WINDOW:
+                yield from self._score_window(window, progress)
+                window, pairs = [], 0
+        yield from self._score_window(window, progress)
+
+    @torch.inference_mode()
+    def _score_window(
+        self, examples: list[Example], progress: Progress | None
+    ) -> Iterator[ScoredList]:
+        results = [ScoredList(example, [0.0] * len(example.documents)) for example in examples]
+        waiting = [len(example.documents) for example in examples]
+        model = self.loaded.model
+        was_training = model.training
+        model.eval()
+        try:
+            for batch, places in self._batches(examples):
+                scores = model(batch.to(self.device)).float().cpu().tolist()
+                finished = 0
+                for (index, document), score in zip(places, scores, strict=True):
+                    results[index].scores[document] = score
+                    waiting[index] -= 1
+                    finished += waiting[index] == 0
+                if progress is not None:
+                    progress(finished)
+        finally:
+            model.train(was_training)
+        for result in results:
+            if not all(abs(score) < float("inf") for score in result.scores):
+                raise DataError(
+                    f"query {result.example.query_id or result.example.query!r} got a score that is not a "
+                    "finite number; the model is broken, or its half-precision weights overflow (try float32)"
+                )
+        yield from results
+
+    def _batches(
+        self, examples: list[Example]
+    ) -> Iterator[tuple[PackedBatch, list[tuple[int, int]]]]:
+        """Packed batches of similar lengths, longest first, with (example, document) of each pair."""
+        pieces: list[tuple[int, int, Group, PairTokens]] = []
+        for index, example in enumerate(examples):
+            everything = Group(example, tuple(range(len(example.documents))))
+            tokens = self.collator.encode(everything)
+            for chosen in self._chunks(tokens):
+                part = PairTokens(tokens.prefix, [tokens.documents[d] for d in chosen], 0, False)
+                pieces.append((self.collator.cost(part), index, Group(example, chosen), part))
+        # longest first: if memory runs out, it does so at once
+        pieces.sort(key=lambda piece: (-piece[0], piece[1]))
+        batch: list[tuple[int, int, Group, PairTokens]] = []
+        used = 0
+        for piece in pieces:
+            if batch and used + piece[0] > self.batch_tokens:
+                yield self._pack(batch)
+                batch, used = [], 0
+            batch.append(piece)
+            used += piece[0]
+        if batch:
+            yield self._pack(batch)
+
+    def _chunks(self, tokens: PairTokens) -> Iterator[tuple[int, ...]]:
+        """Cut a query's documents into pieces: one each, or as many as fit behind a shared prefix."""
+        order = sorted(range(len(tokens.documents)), key=lambda d: -len(tokens.documents[d]))
+        if not self.collator.share_prefix:
+            yield from ((d,) for d in order)
+            return
+        chunk: list[int] = []
+        used = len(tokens.prefix)
+        for d in order:
+            if chunk and used + len(tokens.documents[d]) > self.batch_tokens:
+                yield tuple(chunk)
+                chunk, used = [], len(tokens.prefix)
+            chunk.append(d)
+            used += len(tokens.documents[d])
+        if chunk:
+            yield tuple(chunk)
+
+    def _pack(
+        self, batch: list[tuple[int, int, Group, PairTokens]]
+    ) -> tuple[PackedBatch, list[tuple[int, int]]]:
+        places = [(index, d) for _, index, group, _ in batch for d in group.chosen]
+        groups = [group for _, _, group, _ in batch]
+        return self.collator.pack(groups, [tokens for _, _, _, tokens in batch]), places
+
+    def save(self, folder: str | os.PathLike[str], *, merge: bool = True) -> Path:
+        """Write a checkpoint that this class, transformers and sentence-transformers load.
+
+        Args:
+            folder: the target.
+            merge: fold a LoRA adapter into the weights.
+        """
+        checkpoint.save(self.loaded, folder, merge=merge)
+        return Path(folder)
+
+
+def collator(loaded: Loaded, *, share_prefix: bool = True) -> Collator:
+    """The collator that fits a model."""
+    model = loaded.model
+    return Collator(
+        loaded.encoder(),
+        share_prefix=share_prefix and model.causal,
+        scored_last=model.scored_last,
+        position_offset=model.position_offset,
+        token_types=getattr(model.config, "type_vocab_size", 0) > 1,
+    )
+
+
+def default_device() -> torch.device:
+    """CUDA, then MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _example(query: str, documents: Sequence[str], instruction: str | None) -> Example:
+    if not isinstance(query, str) or not query.strip():
+        raise DataError("the query is empty; give a text")
+    if isinstance(documents, str):
+        raise DataError("documents is one text; give a list of texts")
+    for place, document in enumerate(documents):
+        if not isinstance(document, str):
+            raise DataError(f"document {place} is {type(document).__name__}; give texts")
+    return Example(query, list(documents), [0.0] * len(documents), instruction=instruction)

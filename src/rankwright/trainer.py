@@ -1,0 +1,760 @@
+"""The one trainer: transformers' Trainer over packed batches.
+
+Ours are the batch plan, the loss with its normalisation by groups or pairs over the whole optimiser step and
+all processes, evaluation over full candidate lists, and the saving. No Trainer type is seen outside this file.
+
+Shape legend: ``Q`` groups, ``P`` pairs.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainingArguments
+
+from rankwright.arguments import TrainArguments, load_options, resolve
+from rankwright.data.batches import BatchPlan, GroupDataset, Sampling
+from rankwright.data.collate import Collator
+from rankwright.data.groups import split_examples, usable
+from rankwright.data.readers import load_examples
+from rankwright.errors import CheckpointError, ConfigError, DataError
+from rankwright.evaluation import EvaluationResult, evaluate_scores
+from rankwright.losses import LOSSES, Loss, LossSum
+from rankwright.metrics import parse_metrics
+from rankwright.models import checkpoint
+from rankwright.models.checkpoint import Loaded, LoadOptions
+from rankwright.models.lora import add_adapters
+from rankwright.progress import bar, console, tracked
+from rankwright.ranking import Reranker, collator
+from rankwright.types import Example, Group, PackedBatch, ScoredList
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "trainer_state.json"
+ADAPTER_FOLDER = "adapter"
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by a signal after its checkpoint was written."""
+
+
+@dataclass
+class TrainResult:
+    """What a run leaves.
+
+    Attributes:
+        output_dir: the folder of the final model (the best one where there was validation).
+        before: validation before the first step, None without validation rows.
+        after: validation of the final model.
+        steps: optimiser steps done in all.
+        train_loss: mean loss of the run.
+        seconds: duration of the training loop.
+        dropped: rows the loss could not use, by reason.
+        reranker: the final model, ready to rank.
+    """
+
+    output_dir: Path
+    before: EvaluationResult | None
+    after: EvaluationResult | None
+    steps: int
+    train_loss: float
+    seconds: float
+    dropped: dict[str, int]
+    reranker: Reranker
+
+
+@dataclass
+class _Work:
+    """What was processed since the last log."""
+
+    pairs: int = 0
+    tokens: int = 0
+    padded: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    def add(self, batch: PackedBatch) -> None:
+        self.pairs += batch.num_pairs
+        self.tokens += batch.num_tokens
+        self.padded += batch.padded_tokens
+
+    def rates(self, world: int) -> dict[str, float]:
+        """Pairs/s, tokens/s, and the share of a padded batch that packing did not compute."""
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        saved = 1 - self.tokens / self.padded if self.padded else 0.0
+        return {
+            "pairs_per_second": round(self.pairs * world / seconds, 2),
+            "tokens_per_second": round(self.tokens * world / seconds, 1),
+            "padding_saved": round(saved, 4),
+        }
+
+
+class _Loader(DataLoader[Any]):
+    """A DataLoader that hands the epoch on to its plan."""
+
+    def set_epoch(self, epoch: int) -> None:
+        plan = self.batch_sampler
+        assert isinstance(plan, BatchPlan)
+        plan.set_epoch(epoch)
+
+
+class _StopEvaluation(Exception):
+    """A signal came while evaluating."""
+
+
+def _collate(collate: Collator, items: Sequence[list[Group]]) -> PackedBatch:
+    return collate([group for groups in items for group in groups])
+
+
+class _Trainer(transformers.Trainer):
+    """transformers' Trainer with our batches, loss, evaluation and files."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        args: TrainingArguments,
+        plan: BatchPlan,
+        collate: Collator,
+        loss: Loss,
+        options: dict[str, Any],
+        reranker: Reranker,
+        val_examples: list[Example],
+        metrics: list[str],
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        self.loaded = loaded
+        self.plan = plan
+        self.packer = collate
+        self.loss = loss
+        self.options = options
+        self.reranker = reranker
+        self.val_examples = val_examples
+        self.metric_names = metrics
+        self.stop_requested = threading.Event()
+        self.work = _Work()
+        self.results: dict[int, EvaluationResult] = {}
+        self._unchecked: tuple[Tensor, tuple[str, ...]] | None = None
+        super().__init__(
+            model=loaded.model,
+            args=args,
+            train_dataset=plan.dataset,
+            eval_dataset=val_examples or None,
+            processing_class=loaded.tokenizer,
+            data_collator=partial(_collate, collate),
+            callbacks=callbacks,
+        )
+        # compute_loss divides by the count of the whole optimiser step itself
+        self.loss_is_scaled_for_ga = True
+        self.remove_callback(transformers.PrinterCallback)
+        self.remove_callback(transformers.trainer_callback.ProgressCallback)
+
+    # batches
+
+    def get_train_dataloader(self) -> _Loader:
+        workers = self.args.dataloader_num_workers
+        return _Loader(
+            self.plan.dataset,
+            batch_sampler=self.plan,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+        )
+
+    def get_total_train_batch_size(self, args: TrainingArguments) -> int:
+        queries = self.plan.queries or max(1, len(self.plan.dataset) // max(1, len(self.plan)))
+        return int(queries * args.gradient_accumulation_steps * args.world_size)
+
+    def num_examples(self, dataloader: Any) -> int:
+        return len(self.plan.dataset)
+
+    def _prepare_inputs(self, inputs: PackedBatch) -> PackedBatch:
+        return inputs.to(self.args.device, non_blocking=True)
+
+    def floating_point_ops(self, inputs: PackedBatch) -> int:
+        return 0
+
+    def _track_num_input_tokens(self, inputs: PackedBatch) -> None:
+        self.work.add(inputs)
+
+    # loss
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[PackedBatch], device: torch.device
+    ) -> Tensor | None:
+        """Terms of the loss in the whole optimiser step, over all processes."""
+        counts = [self._loss(b.labels_P.new_zeros(b.num_pairs), b).count for b in batch_samples]
+        if not counts:
+            return None
+        count = torch.stack(counts).sum().to(device)
+        if self.args.world_size > 1:
+            count = self.accelerator.gather(count).sum()
+        return count
+
+    def _loss(self, scores_P: Tensor, batch: PackedBatch) -> LossSum:
+        return self.loss.function(scores_P, batch.labels_P, batch.offsets_Q, **self.options)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: PackedBatch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        scores_P = model(inputs)
+        total = self._loss(scores_P, inputs).total
+        assert isinstance(num_items_in_batch, Tensor)
+        # gradients are averaged over processes, so each counts its share once more
+        loss = total * self.args.world_size / num_items_in_batch.clamp(min=1)
+        self._check_finite(loss.detach(), inputs.query_ids)
+        return loss
+
+    def _check_finite(self, loss: Tensor, query_ids: tuple[str, ...]) -> None:
+        """Stop on a loss that is not finite; on an accelerator one step late, so as not to wait for it."""
+        now, self._unchecked = self._unchecked, (loss, query_ids)
+        if loss.device.type == "cpu":
+            now = self._unchecked
+        if now is not None and not torch.isfinite(now[0]):
+            shown = ", ".join(now[1][:8]) + (", …" if len(now[1]) > 8 else "")
+            raise DataError(
+                f"the loss became {now[0].item()} at step {self.state.global_step + 1} on the queries {shown}; "
+                "lower --learning_rate, check their labels, or use --torch_dtype float32"
+            )
+
+    # evaluation
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Rank the full candidate lists of the validation rows."""
+        started = time.perf_counter()
+        try:
+            result, loss = self._evaluate_lists()
+        except _StopEvaluation:
+            self.control.should_save = self.control.should_training_stop = True
+            return {}
+        metrics = {f"eval_{name}": value for name, value in result.metrics.items()}
+        metrics["eval_tie_rate"] = result.tie_rate
+        metrics["eval_loss"] = loss
+        metrics["eval_runtime"] = round(time.perf_counter() - started, 2)
+        self.results[self.state.global_step] = result
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        # time spent here is not training time
+        self.work.started += time.perf_counter() - started
+        return metrics
+
+    def _evaluate_lists(self) -> tuple[EvaluationResult, float]:
+        rank, world = self.args.process_index, self.args.world_size
+
+        def advance(steps: int) -> None:
+            show(steps)
+            if self.stop_requested.is_set() and world == 1:
+                raise _StopEvaluation
+
+        mine = self.val_examples[rank::world]
+        with tracked("evaluating", len(mine)) as show:
+            lists = self.reranker.score_examples(mine, advance)
+        if world > 1:
+            lists = self._gather_lists(lists)
+        return evaluate_scores(lists, self.metric_names), self._validation_loss(lists)
+
+    def _gather_lists(self, lists: list[ScoredList]) -> list[ScoredList]:
+        world = self.args.world_size
+        parts: list[Any] = [None] * world
+        torch.distributed.all_gather_object(parts, [scored.scores for scored in lists])
+        return [
+            ScoredList(example, parts[i % world][i // world])
+            for i, example in enumerate(self.val_examples)
+        ]
+
+    def _validation_loss(self, lists: list[ScoredList]) -> float:
+        scores = torch.tensor([s for scored in lists for s in scored.scores])
+        labels = torch.tensor([y for scored in lists for y in scored.example.labels])
+        sizes = torch.tensor([0] + [len(scored.scores) for scored in lists])
+        total, count = self.loss.function(scores, labels, sizes.cumsum(0), **self.options)
+        return float(total / count.clamp(min=1))
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        # an evaluation that was stopped by a signal has no metrics and is no candidate
+        return bool(metrics) and bool(super()._determine_best_metric(metrics, trial))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self.work.rates(self.args.world_size))
+            self.work = _Work()
+        super().log(logs, start_time)
+
+    # files
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        if state_dict is not None:
+            state_dict = {name.removeprefix("model."): value for name, value in state_dict.items()}
+        checkpoint.write_files(self.loaded, folder, state_dict=state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        checkpoint.load_weights(self.loaded.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_best_model()
+            return
+        assert self.state.best_model_checkpoint is not None
+        checkpoint.load_weights(self.loaded.model, Path(self.state.best_model_checkpoint))
+
+
+class _Watcher(TrainerCallback):  # type: ignore[misc]
+    """The progress bar, the plain lines, early stopping's message and the stop at a signal."""
+
+    def __init__(self) -> None:
+        self.trainer: _Trainer | None = None
+        self.progress: Any = None
+        self.task: Any = None
+        self.note: dict[str, str] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        self.progress = bar()
+        self.progress.start()
+        self.task = self.progress.add_task(
+            "training", total=state.max_steps, completed=state.global_step, note=""
+        )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.progress is not None:
+            self.progress.update(self.task, completed=state.global_step)
+        if self.trainer is not None and self.trainer.stop_requested.is_set():
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        if self.progress is None or not logs:
+            return
+        if "loss" in logs:
+            self.note["loss"] = f"loss {logs['loss']:.4f}"
+            self.note["speed"] = (
+                f"{logs['pairs_per_second']:.0f} pairs/s {logs['tokens_per_second']:.0f} tokens/s "
+                f"padding saved {logs['padding_saved']:.0%}"
+            )
+        for name, value in logs.items():
+            if name.startswith("eval_") and "@" in name and "metric" not in self.note:
+                self.note["metric"] = f"{name.removeprefix('eval_')} {value:.4f}"
+        self.progress.update(self.task, note=" · ".join(self.note.values()))
+        if not console.is_terminal and "loss" in logs:
+            console.print(
+                f"step {state.global_step}/{state.max_steps} {' · '.join(self.note.values())}"
+            )
+
+    def on_evaluate(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        metrics: dict[str, float] | None = None,
+        **kw: Any,
+    ) -> None:
+        if self.progress is None or not metrics:
+            return
+        shown = {
+            name.removeprefix("eval_"): value
+            for name, value in metrics.items()
+            if name != "eval_runtime"
+        }
+        first = next(iter(shown.items()))
+        self.note["metric"] = f"{first[0]} {first[1]:.4f}"
+        values = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        console.print(f"step {state.global_step}: {values}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar down."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+def train(arguments: TrainArguments | None = None, /, **given: Any) -> TrainResult:
+    """Train a reranker.
+
+    Args:
+        arguments: resolved arguments; or give them by name:
+        **given: the command line's arguments, such as ``model="owner/name"``, ``dataset="rows.jsonl"``,
+            ``loss_type="listwise"``, and those of ``transformers.TrainingArguments``.
+
+    Returns:
+        The result; its ``output_dir`` is a checkpoint that transformers and sentence-transformers load.
+
+    Raises:
+        ConfigError: an argument is unknown or does not fit.
+        DataError: the rows cannot be used, or the loss became NaN.
+        CheckpointError: a checkpoint cannot be read or written.
+        Interrupted: a signal stopped the run; its checkpoint was saved.
+
+    Example:
+        >>> result = train(model="base", dataset="rows.jsonl", output_dir="output")  # doctest: +SKIP
+        >>> result.reranker.rank("query", ["one", "another"])  # doctest: +SKIP
+    """
+    arguments = arguments or resolve(given)
+    output = Path(arguments.training["output_dir"])
+    resume_from = _prepare_output(output, arguments)
+    transformers.set_seed(arguments.training["seed"])
+    train_examples, val_examples, dropped = _load_rows(arguments)
+    return train_on(arguments, train_examples, val_examples, dropped, resume_from)
+
+
+def train_on(
+    arguments: TrainArguments,
+    train_examples: list[Example],
+    val_examples: list[Example],
+    dropped: dict[str, int] | None = None,
+    resume_from: str | None = None,
+) -> TrainResult:
+    """Train on examples that are already in memory; see ``train``."""
+    output = Path(arguments.training["output_dir"])
+    loss = LOSSES[arguments.loss.loss_type]
+    train_examples, reasons = _usable(train_examples, loss)
+    dropped = dict(Counter(dropped or {}) + Counter(reasons))
+    args = _training_arguments(arguments, has_validation=bool(val_examples))
+    transformers.set_seed(args.seed)
+    loaded = _load_model(arguments)
+    reranker = Reranker(
+        loaded,
+        batch_tokens=arguments.data.eval_batch_tokens,
+        share_prefix=arguments.data.share_prefix,
+    )
+    collate = collator(loaded, share_prefix=arguments.data.share_prefix)
+    plan = _plan(arguments, args, train_examples, collate)
+    watcher = _Watcher()
+    callbacks: list[TrainerCallback] = [watcher]
+    if arguments.run.early_stopping_patience is not None:
+        if not val_examples:
+            raise ConfigError(
+                "--early_stopping_patience needs validation rows; give --val_dataset or --split_dataset_ratio"
+            )
+        callbacks.append(transformers.EarlyStoppingCallback(arguments.run.early_stopping_patience))
+    options = {name: getattr(arguments.loss, name) for name in loss.options}
+    trainer = _Trainer(
+        loaded,
+        args,
+        plan,
+        collate,
+        loss,
+        options,
+        reranker,
+        val_examples,
+        arguments.run.metrics,
+        callbacks,
+    )
+    watcher.trainer = trainer
+    loaded.spec.training = arguments.flat()
+    started = time.perf_counter()
+    try:
+        with _signals(trainer.stop_requested):
+            outcome = trainer.train(resume_from_checkpoint=resume_from)
+    finally:
+        watcher.close()
+    seconds = time.perf_counter() - started
+    if trainer.stop_requested.is_set():
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; "
+            "the same command with --resume goes on"
+        )
+    loaded.model.eval()
+    before = trainer.results.get(0)
+    after = _final_result(trainer)
+    result = TrainResult(
+        output,
+        before,
+        after,
+        trainer.state.global_step,
+        outcome.training_loss,
+        seconds,
+        dropped,
+        reranker,
+    )
+    if args.should_save:
+        _save_final(trainer, arguments, result)
+    return result
+
+
+def _final_result(trainer: _Trainer) -> EvaluationResult | None:
+    if not trainer.val_examples:
+        return None
+    step = trainer.state.global_step
+    if trainer.args.load_best_model_at_end and trainer.state.best_global_step:
+        step = trainer.state.best_global_step
+    if step not in trainer.results:
+        trainer.results[step], _ = trainer._evaluate_lists()
+    return trainer.results[step]
+
+
+def _prepare_output(output: Path, arguments: TrainArguments) -> str | None:
+    """Refuse a folder that holds another run, empty it, or find the checkpoint to resume from."""
+    run = arguments.run
+    named = arguments.training.get("resume_from_checkpoint")
+    if isinstance(named, str) and named.lower() not in ("true", "false"):
+        if not (Path(named) / STATE_FILE).is_file():
+            raise CheckpointError(
+                f"--resume_from_checkpoint {named} holds no {STATE_FILE}; name a checkpoint-N folder"
+            )
+        return named
+    resume = run.resume or str(named).lower() == "true"
+    holds_run = output.is_dir() and any(output.iterdir())
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output_dir {output} is a file; name a folder")
+    if resume:
+        found = [p for p in output.glob("checkpoint-*") if (p / STATE_FILE).is_file()]
+        if not found:
+            raise CheckpointError(
+                f"--resume: {output} holds no whole checkpoint; leave out --resume"
+            )
+        return str(max(found, key=lambda p: int(p.name.rsplit("-", 1)[1])))
+    if holds_run and not run.overwrite:
+        raise ConfigError(
+            f"--output_dir {output} is not empty; choose another, go on with --resume, or replace it with "
+            "--overwrite"
+        )
+    if holds_run and not _is_run(output):
+        raise ConfigError(
+            f"--overwrite: {output} holds files but no run of Rankwright; nothing was deleted, choose another folder"
+        )
+    if holds_run:
+        shutil.rmtree(output)
+    return None
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / checkpoint.SPEC_FILE).is_file() or any(folder.glob("checkpoint-*"))
+
+
+def _load_rows(arguments: TrainArguments) -> tuple[list[Example], list[Example], dict[str, int]]:
+    data, seed = arguments.data, arguments.training["seed"]
+    options = {"seed": seed, "use_hf": arguments.model.use_hf, "data_format": data.data_format}
+    loaded = load_examples(data.dataset, purpose="train", **options)
+    dropped = Counter(loaded.report.dropped)
+    if data.val_dataset:
+        val = load_examples(data.val_dataset, purpose="eval", **options).examples
+        return loaded.examples, val, dropped
+    examples, val = split_examples(loaded.examples, data.split_dataset_ratio, seed)
+    return examples, val, dropped
+
+
+def _usable(examples: list[Example], loss: Loss) -> tuple[list[Example], dict[str, int]]:
+    """Take out what the loss cannot use, counted by reason."""
+    reasons: Counter[str] = Counter()
+    kept = []
+    for example in examples:
+        reason = usable(example, loss.needs_both)
+        if reason is None:
+            kept.append(example)
+            if loss.probability_labels and max(example.labels) > 1:
+                raise ConfigError(
+                    f"{example.source or example.query_id}: label {max(example.labels)} is above 1, which the "
+                    "pointwise loss cannot read as a probability; use --loss_type listwise or scale the labels"
+                )
+        else:
+            reasons[reason] += 1
+    if reasons:
+        parts = ", ".join(f"{count} with {reason}" for reason, count in reasons.items())
+        console.print(f"left out of training: {parts}")
+    if not kept:
+        raise DataError(
+            f"no row is left to train on: {dict(reasons) or 'the rows are empty'}; "
+            "a listwise loss needs a positive and a negative for each query"
+        )
+    return kept, dict(reasons)
+
+
+def _load_model(arguments: TrainArguments) -> Loaded:
+    model = arguments.model
+    loaded = checkpoint.load(
+        model.model,
+        LoadOptions(**load_options(model), quantization=arguments.tuner.quant_bits),
+    )
+    if arguments.loss.loss_type == "listwise_generative" and loaded.spec.kind != "generative":
+        raise ConfigError(
+            "--loss_type listwise_generative_reranker needs a generative model; use listwise_reranker"
+        )
+    if loaded.new_modules:
+        console.print(f"new weights, to be learnt: {', '.join(loaded.new_modules)}")
+    if arguments.tuner.tuner_type == "lora" and loaded.model.model is loaded.model.hf:
+        add_adapters(loaded, arguments.tuner)
+    elif arguments.tuner.tuner_type == "full" and loaded.model.model is not loaded.model.hf:
+        raise ConfigError(
+            f"{model.model} is a LoRA adapter; go on with --tuner_type lora, or merge it first"
+        )
+    return loaded
+
+
+def _training_arguments(arguments: TrainArguments, *, has_validation: bool) -> TrainingArguments:
+    """transformers' arguments with our defaults; validation, if any, decides the best checkpoint."""
+    values = dict(arguments.training)
+    metrics = [str(m) for m in parse_metrics(arguments.run.metrics)]
+    values.pop("resume_from_checkpoint", None)
+    values.setdefault("report_to", "none")
+    values["remove_unused_columns"] = False
+    values["logging_nan_inf_filter"] = False
+    values["disable_tqdm"] = True
+    values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    if arguments.data.batch_tokens is None:
+        values.setdefault("per_device_train_batch_size", 8)
+    else:
+        values["per_device_train_batch_size"] = 1
+    if has_validation:
+        values.setdefault("eval_strategy", "steps")
+        values.setdefault("eval_steps", 0.1)
+        if values["eval_strategy"] != "no":
+            values.setdefault("save_strategy", values["eval_strategy"])
+            values.setdefault("save_steps", values["eval_steps"])
+            values.setdefault("eval_on_start", True)
+            values.setdefault("load_best_model_at_end", True)
+            best = values.setdefault(
+                "metric_for_best_model", "ndcg@10" if "ndcg@10" in metrics else metrics[0]
+            )
+            best = best.removeprefix("eval_")
+            if best not in [*metrics, "loss"]:
+                raise ConfigError(
+                    f"--metric_for_best_model {best!r} is not measured; choose from {', '.join(metrics)}, loss, "
+                    "or add it to --metrics"
+                )
+            values.setdefault("greater_is_better", best != "loss")
+    elif values.get("eval_strategy", "no") != "no":
+        console.print("no validation rows: --eval_strategy has no effect")
+        values["eval_strategy"] = "no"
+    if not has_validation:
+        if values.get("load_best_model_at_end"):
+            raise ConfigError(
+                "--load_best_model_at_end needs validation rows; give --val_dataset or --split_dataset_ratio"
+            )
+        values.setdefault("save_steps", 0.2)
+    try:
+        return TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(str(error).strip().splitlines()[0]) from error
+
+
+def _plan(
+    arguments: TrainArguments,
+    args: TrainingArguments,
+    examples: list[Example],
+    collate: Collator,
+) -> BatchPlan:
+    data = arguments.data
+    sampling = Sampling(
+        seed=args.data_seed if args.data_seed is not None else args.seed,
+        max_positives=data.max_positive_samples,
+        max_negatives=data.max_negative_samples,
+        mode=data.group,  # type: ignore[arg-type]
+        keep_unpaired=not LOSSES[arguments.loss.loss_type].needs_both,
+    )
+    dataset = GroupDataset(examples, sampling)
+    shared = {
+        "rank": args.process_index,
+        "world": args.world_size,
+        "drop_last": args.dataloader_drop_last,
+    }
+    if data.batch_tokens is None:
+        return BatchPlan(dataset, queries=args.per_device_train_batch_size, **shared)
+    measure = copy.copy(collate)
+    # measuring must not count cuts that the training will count again
+    measure.truncated = Counter()
+    lengths: dict[str, tuple[int, dict[int, int]]] = {}
+    with tracked("measuring", len(examples)) as advance:
+        for example in examples:
+            tokens = measure.encode(Group(example, tuple(range(len(example.documents)))))
+            sizes = {i: len(ids) for i, ids in enumerate(tokens.documents)}
+            lengths[id_of(example)] = (len(tokens.prefix), sizes)
+            advance(1)
+
+    def cost(group: Group) -> int:
+        prefix, sizes = lengths[id_of(group.example)]
+        copies = 1 if collate.share_prefix else len(group.chosen)
+        return prefix * copies + sum(sizes[i] for i in group.chosen)
+
+    epochs = math.ceil(args.num_train_epochs)
+    if args.max_steps > 0:
+        per_epoch = len(BatchPlan(dataset, tokens=data.batch_tokens, cost=cost, **shared))
+        epochs = math.ceil(args.max_steps * args.gradient_accumulation_steps / per_epoch) + 1
+    return BatchPlan(dataset, tokens=data.batch_tokens, cost=cost, epochs=epochs, **shared)
+
+
+def id_of(example: Example) -> str:
+    """What tells examples of one run apart."""
+    return f"{example.source}\0{example.query_id}"
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask for a stop at the next step; a second one ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        console.print("stopping after this step and saving a checkpoint; once more to end at once")
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _save_final(trainer: _Trainer, arguments: TrainArguments, result: TrainResult) -> None:
+    """Put the final model into the output folder itself, beside the checkpoints."""
+    folder = result.output_dir
+    adapted = trainer.loaded.model.model is not trainer.loaded.model.hf
+    merge = adapted and arguments.tuner.merge_lora
+    if merge:
+        adapter = folder / ADAPTER_FOLDER
+        adapter.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_files(trainer.loaded, adapter)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_files(trainer.loaded, folder, merge=merge)
+    trainer.state.save_to_json(str(folder / STATE_FILE))
+    metrics = {
+        "before": result.before.metrics if result.before else None,
+        "after": result.after.metrics if result.after else None,
+        "tie_rate": result.after.tie_rate if result.after else None,
+        "train_loss": result.train_loss,
+        "steps": result.steps,
+        "seconds": round(result.seconds, 2),
+        "dropped": result.dropped,
+        "truncated": dict(trainer.packer.truncated),
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    checkpoint.write_card(trainer.loaded, folder, metrics)

@@ -286,10 +286,25 @@ def test_max_rows_cuts_training_only() -> None:
     assert (few.dev, few.test, few.recall) == (every.dev, every.test, every.recall)
 
 
+@pytest.mark.usefixtures("bm25s")
+def test_easy_negatives_join_training_lists_only() -> None:
+    plain, mixed = (rows_from_entries(_entries(), seed=3, easy_negatives=n) for n in (0, 6))
+    assert (mixed.dev, mixed.test, mixed.added) == (plain.dev, plain.test, plain.added)
+    _assert_apart(mixed)
+    for before, after in zip(plain.train, mixed.train, strict=True):
+        new = set(after.documents) - set(before.documents)
+        assert len(new) == 6 == len(after.documents) - len(before.documents)
+        assert sum(after.labels) == sum(before.labels)
+        scores = after.first_stage_scores
+        assert scores is not None
+        assert scores == sorted(scores, reverse=True)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"candidates": 1}, "candidates is 1; a list to rank holds at least 2"),
+        ({"easy_negatives": -1}, "easy_negatives is -1; give 0 for none, or more"),
         ({"max_rows": 0}, "max_rows is 0; give at least 1, or None"),
     ],
 )

@@ -98,6 +98,7 @@ class ModelArguments:
     negative_token: str | None = _option(
         None, "token that stands for irrelevant [GENERATIVE_RERANKER_NEGATIVE_TOKEN, no]"
     )
+    dropout: float | None = _option(None, "dropout of every layer; default: the model's own")
     packed: bool = _option(True, "false: padded rows, through the model's own attention")
 
 
@@ -340,6 +341,7 @@ def load_options(model: ModelArguments) -> dict[str, Any]:
                 "positive_token",
                 "negative_token",
                 "trust_remote_code",
+                "dropout",
                 "packed",
             )
         },
@@ -473,6 +475,8 @@ def check_model_arguments(model: ModelArguments) -> None:
     """
     if not model.model:
         raise ConfigError("--model is missing; give a local folder or an id such as owner/name")
+    if model.dropout is not None and not 0 <= model.dropout < 1:
+        raise ConfigError(f"--dropout {model.dropout} is not in [0, 1)")
     _choice("task_type", model.task_type, [None, *TASK_TYPES])
     _choice("torch_dtype", model.torch_dtype, ["float32", "bfloat16", "float16", "auto"])
 

@@ -1,10 +1,12 @@
 """Ranking losses as pure functions of scores, labels and group offsets.
 
-Shape legend: ``Q`` groups, ``P`` pairs; group ``q`` holds the pairs ``offsets_Q[q]:offsets_Q[q + 1]``.
+Shape legend: ``Q`` groups, ``P`` pairs; group ``q`` holds the pairs
+``offsets_Q[q]:offsets_Q[q + 1]``.
 
-A loss returns a **sum** and a **count**; the trainer divides by the count over the whole optimiser step,
-all accumulation steps and all ranks, so the result does not depend on how the groups were spread. The count
-depends on labels and offsets alone, never on the scores, and nothing here waits for the device.
+A loss returns a **sum** and a **count**; the trainer divides by the count over the whole optimiser
+step, all accumulation steps and all ranks, so the result does not depend on how the groups were
+spread. The count depends on labels and offsets alone, never on the scores, and nothing here waits
+for the device.
 
 To add a loss: write the function, add its row to ``LOSSES``, and its hand-derived case to
 ``tests/test_losses.py``.
@@ -69,7 +71,7 @@ def pointwise(
 
     Args:
         scores_P: logits.
-        labels_P: targets in [0, 1]; soft labels welcome. Grades above 1 are scaled by the arguments' room.
+        labels_P: targets in [0, 1], soft labels welcome; the trainer refuses grades above 1.
         offsets_Q: group offsets, not used: every pair is a term of its own.
         pos_weight: weight ``w`` of the positive part.
 
@@ -96,10 +98,11 @@ def listwise(
     temperature: float = 1.0,
     min_group_size: int = 2,
 ) -> LossSum:
-    r"""Softmax cross-entropy over each group's candidates (ListNet's top-one form, Cao et al. 2007).
+    r"""Softmax cross-entropy over each group's candidates (ListNet's top-one form).
 
-    :math:`-\sum_d t_d \log\mathrm{softmax}(s/T)_d` with the target :math:`t = y / \sum y`: one positive is
-    plain multi-class cross-entropy, several share the target, grades weigh it.
+    :math:`-\sum_d t_d \log\mathrm{softmax}(s/T)_d` with the target :math:`t = y / \sum y`: one
+    positive is plain multi-class cross-entropy, several share the target, grades weigh it
+    (Cao et al. 2007).
 
     Args:
         scores_P: logits.
@@ -125,8 +128,8 @@ def listwise_generative(
 ) -> LossSum:
     r"""``listwise`` over log-probabilities: :math:`\log\sigma(s)` stands in place of :math:`s`.
 
-    With :math:`s` = logit(yes) − logit(no), :math:`\sigma(s)` is the probability of "yes" among the two
-    tokens. This is the form that ms-swift documented for ``listwise_generative_reranker``.
+    With :math:`s` = logit(yes) − logit(no), :math:`\sigma(s)` is the probability of "yes" among the
+    two tokens. This is the form that ms-swift documented for ``listwise_generative_reranker``.
     """
     scores_P = F.logsigmoid(_full_precision(scores_P))
     return _listwise(scores_P, labels_P, offsets_Q, temperature, min_group_size)
@@ -145,7 +148,7 @@ def _listwise(
     logp_P = group_log_softmax(scores_P / temperature, group_P, num_groups)
     mass_Q = group_sum(labels_P, group_P, num_groups)
     usable_Q = (mass_Q > 0) & (offsets_Q[1:] - offsets_Q[:-1] >= min_group_size)
-    # a group without a positive has no target distribution; dividing by 1 keeps it finite, then it is dropped
+    # a group without a positive has no target distribution; divided by 1 it is finite, then dropped
     target_P = labels_P / torch.where(usable_Q, mass_Q, 1.0)[group_P]
     loss_Q = -group_sum(target_P * logp_P, group_P, num_groups)
     return LossSum(torch.where(usable_Q, loss_Q, 0.0).sum(), usable_Q.sum().to(scores_P.dtype))
@@ -212,6 +215,6 @@ def find_loss(name: str) -> str:
     if resolved not in LOSSES:
         known = [*LOSSES, *ALIASES]
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"--loss_type {name!r} is unknown{hint} Choose from {', '.join(known)}")
+        hint = f"did you mean {near[0]!r}? Choose" if near else "choose"
+        raise ConfigError(f"--loss_type {name!r} is unknown; {hint} from {', '.join(known)}")
     return resolved

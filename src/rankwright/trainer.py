@@ -9,6 +9,7 @@ Shape legend: ``Q`` groups, ``P`` pairs.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import logging
 import math
@@ -17,7 +18,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -438,8 +439,18 @@ def train_on(
     val_examples: list[Example],
     dropped: dict[str, int] | None = None,
     resume_from: str | None = None,
+    before_training: Callable[[Reranker], None] | None = None,
 ) -> TrainResult:
-    """Train on examples that are already in memory; see ``train``."""
+    """Train on examples that are already in memory; see ``train``.
+
+    Args:
+        arguments: resolved arguments.
+        train_examples: rows to train on.
+        val_examples: rows to validate on, may be empty.
+        dropped: what the reader left out, for the record.
+        resume_from: a checkpoint folder to go on from.
+        before_training: called with the untrained reranker.
+    """
     output = Path(arguments.training["output_dir"])
     loss = LOSSES[arguments.loss.loss_type]
     train_examples, reasons = _usable(train_examples, loss)
@@ -476,6 +487,8 @@ def train_on(
         callbacks,
     )
     watcher.trainer = trainer
+    if before_training is not None:
+        before_training(reranker)
     loaded.spec.training = arguments.flat()
     started = time.perf_counter()
     try:
@@ -657,6 +670,11 @@ def _training_arguments(arguments: TrainArguments, *, has_validation: bool) -> T
                 "--load_best_model_at_end needs validation rows; give --val_dataset or --split_dataset_ratio"
             )
         values.setdefault("save_steps", 0.2)
+    known = {f.name for f in dataclasses.fields(TrainingArguments)}
+    for suffix in ("", "_kwargs"):
+        old, new = f"gradient_checkpointing{suffix}", f"activation_checkpointing{suffix}"
+        if old in values and new in known:
+            values[new] = values.pop(old)
     try:
         return TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:

@@ -1566,3 +1566,37 @@ def _read_source(
         shown = f"{name.rstrip('/')}/{relative.as_posix()}"
         stem = (relative.parent / _split_name(file)[0]).as_posix()
         yield shown, *_file_examples(file, shown, stem, named, report, progress)
+
+
+def iter_queries(source: str) -> Iterator[Example]:
+    """Stream queries to rank: rows of ``query`` and ``documents``, labels neither needed nor read.
+
+    Args:
+        source: a file that ``read_rows`` reads, or ``-`` for JSON lines on standard input.
+
+    Yields:
+        One example for each row, its labels all 0.
+
+    Raises:
+        DataError: a row that cannot be read, with its line, or no row at all.
+    """
+    if source == "-":
+        rows = _jsonl_rows(Path("/dev/stdin"), "standard input", "stdin")
+    else:
+        rows = read_rows(Path(source))
+    found = False
+    for row in rows:
+        found = True
+        documents = row.texts("documents")
+        if not documents:
+            raise row.error("'documents' is missing or empty; give a list of texts to rank")
+        yield Example(
+            row.text("query"),
+            documents,
+            [0.0] * len(documents),
+            instruction=row.optional_text("instruction"),
+            query_id=row.identifier("query_id", "id"),
+            source=row.place,
+        )
+    if not found:
+        raise DataError(f"{source}: no row was found; give rows of query and documents")

@@ -30,6 +30,18 @@ SPEC_FILE = "rankwright.json"
 ADAPTER_FILE = "adapter_config.json"
 COMPLETE_FILE = "rankwright.complete"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# what configurations call their dropout rates
+DROPOUTS = (
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "dropout",
+    "embedding_dropout",
+    "hidden_dropout_prob",
+    "mlp_dropout",
+    "pooler_dropout",
+    "seq_classif_dropout",
+)
 # a longer default would let one stray document take the memory; it is a flag, and cuts are counted
 DEFAULT_MAX_LENGTH = 1024
 
@@ -98,6 +110,7 @@ class LoadOptions:
         positive_token: its logit counts for the document.
         negative_token: its logit counts against it.
         trust_remote_code: allow code from the model's folder to run.
+        dropout: of every layer; None keeps the configuration's.
         packed: False forces padded rows.
         quantization: 4 loads the weights in four bits (bitsandbytes).
     """
@@ -113,6 +126,7 @@ class LoadOptions:
     positive_token: str | None = None
     negative_token: str | None = None
     trust_remote_code: bool = False
+    dropout: float | None = None
     packed: bool = True
     quantization: int | None = None
 
@@ -254,6 +268,8 @@ def _load_weights(
         arguments["quantization_config"] = _four_bits(options.quantization)
     if kind == "classification":
         arguments["num_labels"] = 1
+    if options.dropout is not None:
+        arguments |= {name: options.dropout for name in DROPOUTS if hasattr(config, name)}
     try:
         hf, info = auto.from_pretrained(base, **arguments)
     except (ValueError, OSError, RuntimeError) as error:

@@ -114,16 +114,30 @@ class RerankerModel(nn.Module):
         pooler = getattr(backbone, "pooler", None)
         return [*modules, pooler] if pooler is not None else modules
 
-    def gradient_checkpointing_enable(self, **kwargs: Any) -> None:
-        """Trade compute for memory in the backbone."""
-        self.hf.gradient_checkpointing_enable(**kwargs)
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Whether the backbone trades compute for memory."""
+        return bool(getattr(self.hf, "is_activation_checkpointing", False))
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Trade compute for memory in the backbone; the Trainer calls this."""
+        enable = getattr(self.hf, "activation_checkpointing_enable", None)
+        if enable is not None:
+            enable(activation_checkpointing_kwargs=activation_checkpointing_kwargs, **options)
+        else:  # transformers before the rename
+            kwargs = activation_checkpointing_kwargs or {"use_reentrant": False}
+            self.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
         if self.model is not self.hf:
             # frozen embeddings give no gradient for the checkpoints to start from
             self.hf.enable_input_require_grads()
 
-    def gradient_checkpointing_disable(self) -> None:
-        """Undo ``gradient_checkpointing_enable``."""
-        self.hf.gradient_checkpointing_disable()
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """The older name of ``activation_checkpointing_enable``."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Score a batch.

@@ -1,0 +1,494 @@
+"""Losses against hand derivations, the peers' formulas on the same scores, and their laws."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from rankwright.errors import ConfigError
+from rankwright.losses import ALIASES, LOSSES, LossSum, find_loss, group_log_softmax
+
+LOG2, LOG3 = math.log(2), math.log(3)
+LISTWISE = ("listwise", "listwise_generative")
+
+
+def run(
+    name: str,
+    groups: Sequence[Sequence[float]] | Tensor,
+    labels: Sequence[Sequence[float]] | Tensor,
+    offsets: Sequence[int] | None = None,
+    **options: Any,
+) -> LossSum:
+    """The loss of groups written as lists, in float64."""
+    if offsets is None:
+        sizes = [len(group) for group in groups]
+        offsets = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+    return LOSSES[name].function(_flat(groups), _flat(labels), torch.tensor(offsets), **options)
+
+
+def _flat(values: Sequence[Sequence[float]] | Tensor) -> Tensor:
+    if isinstance(values, Tensor):
+        return values
+    return torch.tensor([v for group in values for v in group], dtype=torch.float64)
+
+
+def batch(seed: int = 0, sizes: Sequence[int] = (3, 1, 5, 2, 4)) -> tuple[Tensor, Tensor, Tensor]:
+    """Random scores and graded labels in [0, 1].
+
+    The second group has one document, the fourth has no positive.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(sizes)
+    scores_P = 3 * torch.randn(total, dtype=torch.float64, generator=generator)
+    labels_P = torch.randint(0, 3, (total,), generator=generator).double() / 2
+    offsets_Q = torch.tensor([0, *torch.tensor(sizes).cumsum(0).tolist()])
+    labels_P[offsets_Q[:-1]] = 1.0
+    labels_P[offsets_Q[3] : offsets_Q[4]] = 0.0
+    return scores_P, labels_P, offsets_Q
+
+
+# --- hand derivations: one test per entry, named test_hand_<entry> ---------------------------
+
+
+def test_hand_pointwise() -> None:
+    """-w y log sigmoid(s) - (1 - y) log(1 - sigmoid(s)).
+
+    sigmoid(log 3) = 3/4, sigmoid(0) = 1/2.
+    s = log 3, y = 1: log 4/3. s = 0, any y: log 2. s = log 3, y = 0: log 4. The sum of the three is
+    log 4/3 + log 2 + log 4 = log 32/3, the count 3.
+    With w = 3: the first is 3 log 4/3, the others (y = 0) stay.
+    Soft y = 1/4 at s = log 3: (1/4) log 4/3 + (3/4) log 4 = log 4 - (1/4) log 3.
+    """
+    total, count = run("pointwise", [[LOG3, 0.0], [LOG3]], [[1, 0], [0]])
+    assert total.item() == pytest.approx(math.log(32 / 3), abs=1e-14)
+    assert count.item() == 3
+    total, count = run("pointwise", [[LOG3, 0.0], [LOG3]], [[1, 0], [0]], pos_weight=3.0)
+    assert total.item() == pytest.approx(3 * math.log(4 / 3) + math.log(8), abs=1e-14)
+    assert count.item() == 3
+    total, _ = run("pointwise", [[LOG3]], [[0.25]])
+    assert total.item() == pytest.approx(math.log(4) - LOG3 / 4, abs=1e-14)
+
+
+def test_hand_listwise() -> None:
+    """-sum_d t_d log softmax(s / T)_d, t = y / sum y.
+
+    s = (log 2, 0, 0): softmax 1/2, 1/4, 1/4. y = (1, 0, 0): log 2.
+    y = (1, 0, 1), t = (1/2, 0, 1/2): (1/2) log 2 + (1/2) log 4 = (3/2) log 2.
+    y = (3, 1, 0), t = (3/4, 1/4, 0): (3/4) log 2 + (1/4) log 4 = (5/4) log 2.
+    s = (log 4, 0, 0) with T = 2 is the first again: log 2.
+    Together with a group s = (0, 0), y = (0, 1), which is log 2: 2 log 2 over 2 terms.
+    """
+    s = [LOG2, 0.0, 0.0]
+    for labels, expected in (([1, 0, 0], 1), ([1, 0, 1], 3 / 2), ([3, 1, 0], 5 / 4)):
+        total, count = run("listwise", [s], [labels])
+        assert total.item() == pytest.approx(expected * LOG2, abs=1e-14)
+        assert count.item() == 1
+    total, _ = run("listwise", [[2 * LOG2, 0, 0]], [[1, 0, 0]], temperature=2.0)
+    assert total.item() == pytest.approx(LOG2, abs=1e-14)
+    total, count = run("listwise", [s, [0, 0]], [[1, 0, 0], [0, 1]])
+    assert total.item() == pytest.approx(2 * LOG2, abs=1e-14)
+    assert count.item() == 2
+
+
+def test_hand_listwise_generative() -> None:
+    """log sigmoid(s) in place of s: softmax(log p / T) is p^(1/T) over its sum.
+
+    s = (log 3, 0, -log 3): p = 3/4, 1/2, 1/4, softmax = 1/2, 1/3, 1/6.
+    y = (1, 0, 0): log 2. y = (0, 0, 1): log 6. y = (0, 1, 1): (log 3 + log 6) / 2.
+    T = 1/2: p^2 = 9/16, 4/16, 1/16, softmax = 9/14, 4/14, 1/14; y = (1, 0, 0): log 14/9.
+    """
+    s = [LOG3, 0.0, -LOG3]
+    cases: list[tuple[list[float], float, float]] = [
+        ([1, 0, 0], 1.0, 2.0),
+        ([0, 0, 1], 1.0, 6.0),
+        ([0, 1, 1], 1.0, math.sqrt(18)),
+        ([1, 0, 0], 0.5, 14 / 9),
+    ]
+    for labels, temperature, odds in cases:
+        total, count = run("listwise_generative", [s], [labels], temperature=temperature)
+        assert total.item() == pytest.approx(math.log(odds), abs=1e-14)
+        assert count.item() == 1
+
+
+def test_every_entry_has_its_hand_derivation() -> None:
+    here = globals()
+    assert set(LOSSES) == {n.removeprefix("test_hand_") for n in here if n.startswith("test_hand_")}
+    for name, loss in LOSSES.items():
+        assert here[f"test_hand_{name}"].__doc__
+        parameters = inspect.signature(loss.function).parameters.values()
+        options = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        assert tuple(options) == loss.options
+
+
+# --- equality to the peers' formulas ----------------------------------------------------------
+
+
+def test_ms_swift_pointwise_is_mean_bce_over_documents() -> None:
+    scores_P, labels_P, offsets_Q = batch()
+    total, count = LOSSES["pointwise"].function(scores_P, labels_P, offsets_Q)
+    assert_close(total / count, F.binary_cross_entropy_with_logits(scores_P, labels_P))
+    weight = torch.tensor(2.5, dtype=torch.float64)
+    total, count = LOSSES["pointwise"].function(scores_P, labels_P, offsets_Q, pos_weight=2.5)
+    expected = F.binary_cross_entropy_with_logits(scores_P, labels_P, pos_weight=weight)
+    assert_close(total / count, expected)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 3.0])
+@pytest.mark.parametrize("least", [2, 4])
+def test_ms_swift_listwise_is_mean_cross_entropy_over_groups(
+    temperature: float, least: int
+) -> None:
+    """One positive first in each group; groups of fewer than MIN documents are skipped."""
+    generator = torch.Generator().manual_seed(1)
+    groups = [torch.randn(n, dtype=torch.float64, generator=generator) for n in (8, 3, 1, 5)]
+    labels = [F.one_hot(torch.tensor(0), len(g)).double() for g in groups]
+    zero = torch.tensor([0])
+    for name, form in (("listwise", lambda s: s), ("listwise_generative", F.logsigmoid)):
+        terms = [
+            F.cross_entropy(form(g)[None] / temperature, zero) for g in groups if len(g) >= least
+        ]
+        total, count = LOSSES[name].function(
+            torch.cat(groups),
+            torch.cat(labels),
+            torch.tensor([0, 8, 11, 12, 17]),
+            temperature=temperature,
+            min_group_size=least,
+        )
+        assert count.item() == len(terms)
+        assert_close(total / count, torch.stack(terms).mean())
+
+
+def test_listwise_generative_is_the_probability_of_yes_among_yes_and_no() -> None:
+    """log softmax((yes, no))[yes] = log sigmoid(yes - no), from two columns of logits."""
+    generator = torch.Generator().manual_seed(2)
+    logits_P2 = 4 * torch.randn(6, 2, dtype=torch.float64, generator=generator)
+    log_yes_P = logits_P2.log_softmax(-1)[:, 0]
+    expected = F.cross_entropy(log_yes_P.reshape(2, 3) / 0.7, torch.tensor([1, 0]))
+    total, count = run(
+        "listwise_generative",
+        logits_P2[:, 0] - logits_P2[:, 1],
+        torch.tensor([0.0, 1, 0, 1, 0, 0]),
+        [0, 3, 6],
+        temperature=0.7,
+    )
+    assert_close(total / count, expected)
+
+
+def test_flagembedding_group_cross_entropy() -> None:
+    """FlagEmbedding: scores viewed as (queries, group size), the positive first, target zeros."""
+    scores_QD = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    labels_QD = torch.zeros_like(scores_QD)
+    labels_QD[:, 0] = 1
+    expected = F.cross_entropy(scores_QD, torch.zeros(4, dtype=torch.long))
+    total, count = run("listwise", scores_QD.view(-1), labels_QD.view(-1), list(range(0, 33, 8)))
+    assert_close(total / count, expected)
+
+
+class _Scores(torch.nn.Module):
+    """Stands where sentence-transformers' losses expect a CrossEncoder: its scores are given."""
+
+    num_labels = 1
+    device = torch.device("cpu")
+
+    def __init__(self, scores_P: Tensor) -> None:
+        super().__init__()
+        self.scores_P = scores_P
+        self.read = 0
+
+    def preprocess(self, pairs: list[Any], **kwargs: Any) -> dict[str, Any]:
+        return {"input_ids": torch.zeros(len(pairs))}
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        start = self.read
+        self.read += len(features["input_ids"])
+        return {"scores": self.scores_P[start : self.read, None]}
+
+
+def test_sentence_transformers_losses() -> None:
+    """Its ListNet takes softmax(labels) as target: with labels log t that is t, our y / sum y.
+
+    Its binary cross-entropy is torch's mean over pairs. Both are called on the same float32 scores.
+    """
+    losses = pytest.importorskip("sentence_transformers.cross_encoder.losses")
+    scores_P, labels_P, offsets_Q = batch(sizes=(3, 2, 5, 4, 4))
+    labels_P[offsets_Q[3]] = 1.0
+    scores_P = scores_P.float()
+    groups = list(itertools.pairwise(offsets_Q.tolist()))
+    targets = [labels_P[a:b] / labels_P[a:b].sum() for a, b in groups]
+    list_net = losses.ListNetLoss(_Scores(scores_P))
+    inputs = [["q"] * len(groups), [["d"] * (b - a) for a, b in groups]]
+    theirs = list_net(inputs, [target.float().log() for target in targets])
+    total, count = LOSSES["listwise"].function(scores_P, labels_P, offsets_Q)
+    assert_close(total / count, theirs)
+
+    # its constructor insists on a real CrossEncoder; forward does not
+    binary = losses.BinaryCrossEntropyLoss.__new__(losses.BinaryCrossEntropyLoss)
+    torch.nn.Module.__init__(binary)
+    binary.model, binary.activation_fn = _Scores(scores_P), torch.nn.Identity()
+    binary.bce_with_logits_loss = torch.nn.BCEWithLogitsLoss()
+    pairs = [["q"] * len(scores_P), ["d"] * len(scores_P)]
+    total, count = LOSSES["pointwise"].function(scores_P, labels_P, offsets_Q)
+    assert_close(total / count, binary(pairs, labels_P))
+
+
+# --- laws -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_are_those_of_the_value(name: str) -> None:
+    scores_P, labels_P, offsets_Q = batch()
+    options: dict[str, float] = {"pos_weight": 2.0} if name == "pointwise" else {"temperature": 0.7}
+    function = LOSSES[name].function
+    assert torch.autograd.gradcheck(
+        lambda s: function(s, labels_P, offsets_Q, **options).total, scores_P.requires_grad_()
+    )
+
+
+def test_listwise_gradient_in_closed_form() -> None:
+    """d loss / d s = (softmax(s / T) - t) / T; it is 0 where a group is dropped."""
+    scores_P, labels_P, offsets_Q = batch()
+    scores_P.requires_grad_()
+    LOSSES["listwise"].function(scores_P, labels_P, offsets_Q, temperature=0.5).total.backward()
+    assert scores_P.grad is not None
+    for q, (a, b) in enumerate(itertools.pairwise(offsets_Q.tolist())):
+        expected = ((scores_P[a:b] / 0.5).softmax(0) - labels_P[a:b] / labels_P[a:b].sum()) / 0.5
+        if q in (1, 3):  # one document; no positive
+            expected = torch.zeros_like(expected)
+        assert_close(scores_P.grad[a:b], expected)
+
+
+@given(seed=st.integers(0, 10_000), sizes=st.lists(st.integers(1, 6), min_size=4, max_size=7))
+@settings(max_examples=25, deadline=None)
+def test_order_of_documents_and_of_groups_does_not_matter(seed: int, sizes: list[int]) -> None:
+    scores_P, labels_P, offsets_Q = batch(seed, sizes)
+    generator = torch.Generator().manual_seed(seed)
+    order: list[Tensor] = []
+    for q in torch.randperm(len(sizes), generator=generator).tolist():
+        order.append(offsets_Q[q] + torch.randperm(sizes[q], generator=generator))
+    moved_P = torch.cat(order)
+    moved_Q = torch.tensor([0, *torch.tensor([len(o) for o in order]).cumsum(0).tolist()])
+    for loss in LOSSES.values():
+        before = loss.function(scores_P, labels_P, offsets_Q)
+        after = loss.function(scores_P[moved_P], labels_P[moved_P], moved_Q)
+        assert_close(after, before)
+
+
+@given(seed=st.integers(0, 10_000), cut=st.integers(0, 5))
+@settings(max_examples=25, deadline=None)
+def test_parts_add_up_to_the_whole(seed: int, cut: int) -> None:
+    """Accumulation steps and ranks: totals, counts and gradients of two parts add up."""
+    scores_P, labels_P, offsets_Q = batch(seed)
+    pair = int(offsets_Q[cut])
+    for loss in LOSSES.values():
+        scores_P = scores_P.detach().requires_grad_()
+        whole = loss.function(scores_P, labels_P, offsets_Q)
+        (whole_grad,) = torch.autograd.grad(whole.total, scores_P)
+        left = loss.function(scores_P[:pair], labels_P[:pair], offsets_Q[: cut + 1])
+        right = loss.function(scores_P[pair:], labels_P[pair:], offsets_Q[cut:] - pair)
+        assert_close(left.total + right.total, whole.total)
+        assert_close(left.count + right.count, whole.count, rtol=0, atol=0)
+        (parts_grad,) = torch.autograd.grad(left.total + right.total, scores_P)
+        assert_close(parts_grad, whole_grad)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_count_does_not_depend_on_scores(name: str) -> None:
+    scores_P, labels_P, offsets_Q = batch()
+    counts = {
+        float(LOSSES[name].function(s, labels_P, offsets_Q).count)
+        for s in (scores_P, -scores_P, torch.zeros_like(scores_P), scores_P * 1e4)
+    }
+    assert counts == ({15.0} if name == "pointwise" else {3.0})
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_nothing_waits_for_the_device(name: str) -> None:
+    """A meta tensor has no values: reading one on the host, to branch or to count, would raise."""
+    scores_P, labels_P, offsets_Q = (t.to("meta") for t in batch())
+    total, count = LOSSES[name].function(scores_P, labels_P, offsets_Q)
+    assert total.shape == count.shape == ()
+    assert total.device.type == "meta"
+
+
+def test_listwise_does_not_see_a_shift_of_a_group() -> None:
+    """softmax(s + c) = softmax(s), each group with its own c; the other losses do see it."""
+    scores_P, labels_P, offsets_Q = batch()
+    shift_P = torch.repeat_interleave(
+        torch.tensor([5.0, -3.0, 100.0, 0.0, -40.0], dtype=torch.float64), offsets_Q.diff()
+    )
+    for name, loss in LOSSES.items():
+        before = loss.function(scores_P, labels_P, offsets_Q).total
+        after = loss.function(scores_P + shift_P, labels_P, offsets_Q).total
+        assert torch.isclose(after, before) == (name == "listwise")
+
+
+@pytest.mark.parametrize("name", LISTWISE)
+def test_what_is_no_term(name: str) -> None:
+    """Groups below the minimum and groups without a positive: no total, no count, no gradient."""
+    scores_P = torch.tensor([2.0, -1.0, 3.0, 1.0, 0.5, 0.0], dtype=torch.float64)
+    labels_P = torch.tensor([1.0, 0, 1, 0, 0, 0])
+    offsets_Q = torch.tensor([0, 2, 3, 5, 6])  # a pair, one positive alone, two negatives, one
+    function = LOSSES[name].function
+    kept = function(scores_P[:2], labels_P[:2], offsets_Q[:2])
+    leaf_P = scores_P.clone().requires_grad_()
+    total, count = function(leaf_P, labels_P, offsets_Q)
+    assert_close(total, kept.total)
+    assert count.item() == 1
+    (grad_P,) = torch.autograd.grad(total, leaf_P)
+    assert (grad_P[2:] == 0).all()
+    assert (grad_P[:2] != 0).all()
+    # with a minimum of one the lone positive is a term of -log 1 = 0
+    alone = function(scores_P, labels_P, offsets_Q, min_group_size=1)
+    assert_close(alone.total, kept.total)
+    assert alone.count.item() == 2
+    # with a minimum of three nothing is left
+    assert function(scores_P, labels_P, offsets_Q, min_group_size=3) == (0, 0)
+
+
+@pytest.mark.parametrize("name", LISTWISE)
+def test_several_positives_are_the_mean_over_single_ones(name: str) -> None:
+    """t = (1/2, 1/2, 0, 0) is linear in the target: the mean of the losses of either positive."""
+    s = [[1.0, -0.5, 0.3, 2.0]]
+    both = run(name, s, [[1, 1, 0, 0]]).total
+    single = [run(name, s, [labels]).total for labels in ([1, 0, 0, 0], [0, 1, 0, 0])]
+    assert_close(both, (single[0] + single[1]) / 2)
+    # grades weigh it, and only their ratio counts
+    graded = run(name, s, [[3, 1, 0, 0]]).total
+    assert_close(graded, (3 * single[0] + single[1]) / 4)
+    assert_close(run(name, s, [[0.75, 0.25, 0, 0]]).total, graded)
+
+
+@given(y=st.floats(0, 1), s=st.floats(-30, 30))
+@settings(max_examples=40, deadline=None)
+def test_soft_labels_mix_the_hard_ones(y: float, s: float) -> None:
+    """Binary cross-entropy is linear in y; its gradient is sigmoid(s) - y, so it is least there."""
+    hard = [run("pointwise", [[s]], [[label]]).total for label in (0, 1)]
+    assert_close(run("pointwise", [[s]], [[y]]).total, (1 - y) * hard[0] + y * hard[1])
+    leaf = torch.tensor([s], dtype=torch.float64, requires_grad=True)
+    run("pointwise", leaf, [[y]], [0, 1]).total.backward()
+    assert leaf.grad is not None
+    assert leaf.grad.item() == pytest.approx(1 / (1 + math.exp(-s)) - y, abs=1e-12)
+
+
+def test_pos_weight_weighs_positives_alone() -> None:
+    """w scales the y part only: equal to repeating each positive w times, count aside."""
+    weighted = run("pointwise", [[0.3, -1.2, 2.0]], [[1, 0, 1]], pos_weight=3.0)
+    repeated = run("pointwise", [[0.3] * 3 + [-1.2] + [2.0] * 3], [[1] * 3 + [0] + [1] * 3])
+    assert_close(weighted.total, repeated.total)
+    assert weighted.count.item() == 3
+
+
+# --- numbers at their limits ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_is_finite_at_extreme_scores(name: str, dtype: torch.dtype) -> None:
+    """Scores of ±1e4, for and against the positive; the sum itself is float32.
+
+    The middle group, s = (-1e4, 1e4, 1e4), y = (1, 0, 1): sigmoid(s) - y = (-1, 1, 0); softmax - t
+    = (0, 1/2, 1/2) - (1/2, 0, 1/2) = (-1/2, 1/2, 0); times d log sigmoid = sigmoid(-s) = (1, 0, 0)
+    in the generative form: (-1/2, 0, 0).
+    """
+    scores_P = torch.tensor([1e4, -1e4, 0, -1e4, 1e4, 1e4, 1e4, -1e4], dtype=dtype)
+    labels_P = torch.tensor([1.0, 0, 0, 1, 0, 1, 1, 0])
+    leaf_P = scores_P.requires_grad_()
+    total, count = LOSSES[name].function(leaf_P, labels_P, torch.tensor([0, 3, 6, 8]))
+    assert total.dtype == count.dtype == torch.float32
+    assert torch.isfinite(total)
+    total.backward()
+    assert leaf_P.grad is not None
+    assert leaf_P.grad.dtype == dtype
+    assert torch.isfinite(leaf_P.grad).all()
+    middle = {
+        "pointwise": [-1, 1, 0],
+        "listwise": [-0.5, 0.5, 0],
+        "listwise_generative": [-0.5, 0, 0],
+    }
+    assert leaf_P.grad[3:6].tolist() == middle[name]
+
+
+def test_extreme_scores_by_hand() -> None:
+    """Positive at -1e4 against 1e4: 2e4 listwise, -log sigmoid(-1e4) = 1e4 both other ways."""
+    for name, expected in (("listwise", 2e4), ("listwise_generative", 1e4), ("pointwise", 2e4)):
+        total, _ = run(name, [[-1e4, 1e4]], [[1, 0]])
+        assert total.item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_float64_stays_float64_and_labels_take_any_type(name: str) -> None:
+    scores_P, _, offsets_Q = batch()
+    whole_P = torch.tensor([1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1])
+    expected = LOSSES[name].function(scores_P, whole_P.double(), offsets_Q)
+    assert expected.total.dtype == expected.count.dtype == torch.float64
+    for labels_P in (whole_P, whole_P.bool(), whole_P.bfloat16()):
+        assert_close(LOSSES[name].function(scores_P, labels_P, offsets_Q), expected)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("offsets", [[0], [0, 0, 0]])
+def test_empty_batch(name: str, offsets: list[int]) -> None:
+    """No pairs, with no groups or with empty ones: 0 of 0, and a gradient to add to others."""
+    scores_P = torch.zeros(0, requires_grad=True)
+    total, count = LOSSES[name].function(scores_P, torch.zeros(0), torch.tensor(offsets))
+    assert total.item() == 0
+    assert count.item() == 0
+    (grad_P,) = torch.autograd.grad(total, scores_P)
+    assert grad_P.shape == (0,)
+
+
+def test_an_empty_group_among_others() -> None:
+    scores_P, labels_P, offsets_Q = batch()
+    offsets_with_empty_Q = torch.cat([offsets_Q[:2], offsets_Q[1:]])
+    for loss in LOSSES.values():
+        leaf_P = scores_P.clone().requires_grad_()
+        total, count = loss.function(leaf_P, labels_P, offsets_with_empty_Q)
+        assert_close((total, count), tuple(loss.function(scores_P, labels_P, offsets_Q)))
+        (grad_P,) = torch.autograd.grad(total, leaf_P)
+        assert torch.isfinite(grad_P).all()
+
+
+def test_group_log_softmax_is_torch_log_softmax_of_each_group() -> None:
+    scores_P, _, offsets_Q = batch()
+    group_P = torch.repeat_interleave(torch.arange(5), offsets_Q.diff())
+    expected = torch.cat([s.log_softmax(0) for s in scores_P.split(offsets_Q.diff().tolist())])
+    assert_close(group_log_softmax(scores_P, group_P, 5), expected)
+
+
+# --- names ------------------------------------------------------------------------------------
+
+
+def test_names_and_aliases() -> None:
+    assert {name: find_loss(name) for name in LOSSES} == {name: name for name in LOSSES}
+    expected = {
+        "pointwise_reranker": "pointwise",
+        "listwise_reranker": "listwise",
+        "generative_reranker": "pointwise",
+        "listwise_generative_reranker": "listwise_generative",
+    }
+    assert expected == ALIASES
+    for alias, name in ALIASES.items():
+        assert find_loss(alias) == name
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError) as near:
+        find_loss("listwize")
+    assert str(near.value) == (
+        "--loss_type 'listwize' is unknown; did you mean 'listwise'? Choose from pointwise, "
+        "listwise, listwise_generative, pointwise_reranker, listwise_reranker, "
+        "generative_reranker, listwise_generative_reranker"
+    )
+    with pytest.raises(ConfigError, match=r"'xyz' is unknown; choose from pointwise, listwise"):
+        find_loss("xyz")

@@ -11,6 +11,8 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,76 @@ def detect_kind(config: Any) -> str:
     return "generative" if any(name.endswith("ForCausalLM") for name in names) else "classification"
 
 
+@dataclass
+class Description:
+    """What is known of a model before its weights are read.
+
+    Attributes:
+        config: the transformers configuration.
+        tokenizer: its tokenizer.
+        spec: what a score depends on besides them and the weights.
+        folder: the folder that was named.
+        base: the folder of the weights; another one where ``folder`` holds an adapter.
+        adapter: ``folder`` where it holds an adapter.
+    """
+
+    config: Any
+    tokenizer: Any
+    spec: ModelSpec
+    folder: Path
+    base: Path
+    adapter: Path | None
+
+
+def describe(
+    name: str | os.PathLike[str], options: LoadOptions | None = None, *, weights: bool = True
+) -> Description:
+    """Read configuration, tokenizer and spec of a model, and no weights.
+
+    Args:
+        name: as in ``load``.
+        options: as in ``load``.
+        weights: whether they are fetched from a hub.
+
+    Raises:
+        ConfigError: the name is unknown, or an option does not fit the model.
+        CheckpointError: the folder holds no model.
+    """
+    options = options or LoadOptions()
+    folder = resolve_model(
+        str(name), use_hf=options.use_hf, revision=options.revision, weights=weights
+    )
+    spec = ModelSpec.load(folder)
+    base, adapter = folder, None
+    if (folder / ADAPTER_FILE).is_file() and not (folder / "config.json").is_file():
+        adapter = folder
+        base_name = json.loads((folder / ADAPTER_FILE).read_text())["base_model_name_or_path"]
+        base = resolve_model(base_name, use_hf=options.use_hf, revision=None, weights=weights)
+    with _one_line(base, "configuration"):
+        config = AutoConfig.from_pretrained(base, trust_remote_code=options.trust_remote_code)
+    kind = options.kind or (spec.kind if spec else detect_kind(config))
+    if spec and options.kind and options.kind != spec.kind:
+        raise ConfigError(
+            f"--task_type says {options.kind}, but {folder} was trained as {spec.kind}; drop the flag"
+        )
+    with _one_line(base, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=options.trust_remote_code)
+    spec = _spec(spec, options, kind, config, tokenizer)
+    return Description(config, tokenizer, spec, folder, base, adapter)
+
+
+@contextmanager
+def _one_line(folder: Path, what: str) -> Iterator[None]:
+    """Say in one line what transformers says in several."""
+    try:
+        yield
+    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ConfigError(
+            f"{folder}: the {what} does not load: {first} Give a folder or id of a transformers model"
+        ) from error
+
+
 def load(name: str | os.PathLike[str], options: LoadOptions | None = None) -> Loaded:
     """Load a model for training or scoring.
 
@@ -176,21 +248,10 @@ def load(name: str | os.PathLike[str], options: LoadOptions | None = None) -> Lo
         CheckpointError: the checkpoint is incomplete.
     """
     options = options or LoadOptions()
-    folder = resolve_model(str(name), use_hf=options.use_hf, revision=options.revision)
-    spec = ModelSpec.load(folder)
-    base, adapter = folder, None
-    if (folder / ADAPTER_FILE).is_file() and not (folder / "config.json").is_file():
-        adapter = folder
-        base_name = json.loads((folder / ADAPTER_FILE).read_text())["base_model_name_or_path"]
-        base = resolve_model(base_name, use_hf=options.use_hf, revision=None)
-    config = AutoConfig.from_pretrained(base, trust_remote_code=options.trust_remote_code)
-    kind = options.kind or (spec.kind if spec else detect_kind(config))
-    if spec and options.kind and options.kind != spec.kind:
-        raise ConfigError(
-            f"--task_type says {options.kind}, but {folder} was trained as {spec.kind}; drop the flag"
-        )
-    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=options.trust_remote_code)
-    spec = _spec(spec, options, kind, config, tokenizer)
+    described = describe(name, options)
+    folder, base, adapter = described.folder, described.base, described.adapter
+    config, tokenizer, spec = described.config, described.tokenizer, described.spec
+    kind = spec.kind
     hf, missing = _load_weights(base, kind, config, options)
     complain = bool(ModelSpec.load(folder)) and adapter is None
     if missing and complain:

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from rankwright.errors import CheckpointError, ConfigError
 from rankwright.hub import resolve_model
+from rankwright.models.families import FAMILIES
 from rankwright.models.reranker import RerankerModel, score_token
 from rankwright.templates import PAIR, QWEN3, PairEncoder, Template
 
@@ -280,7 +281,10 @@ def _spec(
     """Combine the checkpoint's spec, the defaults of its kind and the user's options."""
     limit = model_limit(config)
     if spec is None:
-        template = QWEN3 if kind == "generative" else PAIR
+        family = FAMILIES.get(config.model_type)
+        # a decoder's tokenizer puts nothing between two texts, so even with a score head it needs a prompt
+        prompted = kind == "generative" or (family is not None and family.causal)
+        template = QWEN3 if prompted else PAIR
         spec = ModelSpec(
             kind,
             template.prefix,
@@ -305,8 +309,6 @@ def _spec(
 def model_limit(config: Any) -> int:
     """The longest sequence a model's positions allow."""
     positions = int(getattr(config, "max_position_embeddings", 0) or 1_000_000)
-    from rankwright.models.families import FAMILIES
-
     family = FAMILIES.get(config.model_type)
     return positions - (family.position_offset(config) if family else 0)
 
@@ -332,13 +334,29 @@ def _load_weights(
     if options.dropout is not None:
         arguments |= {name: options.dropout for name in DROPOUTS if hasattr(config, name)}
     try:
-        hf, info = auto.from_pretrained(base, **arguments)
+        with _quiet_transformers():
+            hf, info = auto.from_pretrained(base, **arguments)
     except (ValueError, OSError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"{base} does not load as a {kind} reranker: {first} Check --task_type, or give another model"
         ) from error
     return hf, sorted(info["missing_keys"])
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Hold back transformers' loading report and bars: what is missing is reported by us."""
+    level = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+        if bars:
+            transformers.logging.enable_progress_bar()
 
 
 def _four_bits(bits: int) -> Any:
@@ -591,12 +609,20 @@ def _tokenizer_limit(folder: Path, max_length: int) -> None:
 def _sentence_transformers_files(loaded: Loaded, folder: Path) -> None:
     module = "sentence_transformers.base.modules.transformer.Transformer"
     modules = [{"idx": 0, "name": "0", "path": "", "type": module}]
+    generative = loaded.spec.kind == "generative"
     transformer: dict[str, Any] = {
-        "transformer_task": "sequence-classification",
+        "transformer_task": "text-generation" if generative else "sequence-classification",
         "max_seq_length": loaded.spec.max_length,
         "do_lower_case": False,
     }
-    if loaded.spec.kind == "generative":
+    if loaded.spec.template_prefix is not None:
+        # pairs become messages, which the chat template lays out
+        way = {"method": "forward", "method_output_name": "logits"}
+        transformer |= {
+            "modality_config": {"text": way, "message": {**way, "format": "flat"}},
+            "module_output_name": "causal_logits" if generative else "scores",
+        }
+    if generative:
         assert loaded.model.token_ids is not None
         name = "sentence_transformers.cross_encoder.modules.logit_score.LogitScore"
         modules.append({"idx": 1, "name": "1", "path": "1_LogitScore", "type": name})
@@ -607,12 +633,6 @@ def _sentence_transformers_files(loaded: Loaded, folder: Path) -> None:
             score / "config.json",
             {"true_token_id": yes, "false_token_id": no, "module_input_name": "causal_logits"},
         )
-        way = {"method": "forward", "method_output_name": "logits"}
-        transformer |= {
-            "transformer_task": "text-generation",
-            "modality_config": {"text": way, "message": {**way, "format": "flat"}},
-            "module_output_name": "causal_logits",
-        }
     _write_json(folder / "sentence_bert_config.json", transformer)
     _write_json(folder / "modules.json", modules)
     _write_json(

@@ -35,7 +35,7 @@ class LossSum(NamedTuple):
     """
 
     total: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which a sum has no use for
 
 
 def group_index(offsets_Q: Tensor, num_pairs: int) -> Tensor:

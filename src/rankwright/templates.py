@@ -1,8 +1,9 @@
 """How a query and a document become token ids.
 
-A template gives three parts, each tokenised once: ``prefix(instruction, query)``, ``document`` and ``suffix``.
-The pair's tokens are their concatenation. Only the document is truncated, then the query; what the template
-itself writes always survives, so the token the score is read at is always the right one.
+A template gives three parts, each tokenised once: ``prefix(instruction, query)``, ``document`` and
+``suffix``. The pair's tokens are their concatenation. Only the document is truncated, then the
+query; what the template itself writes always survives, so the token the score is read at is always
+the right one.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that
 
 # Qwen3-Reranker's model card; ends in two newlines after </think>
 QWEN3_PREFIX = (
-    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
-    'Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+    "<|im_start|>system\n"
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
+    'Note that the answer can only be "yes" or "no".<|im_end|>\n'
+    "<|im_start|>user\n"
     "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: "
 )
 QWEN3_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
@@ -33,7 +36,7 @@ class PairTokens:
     """Token ids of one query with its documents.
 
     Attributes:
-        prefix: what stands before every document: instruction and query, the same for the whole group.
+        prefix: what stands before every document: instruction and query, the same for a group.
         documents: the document's part of each pair, suffix included.
         truncated_documents: how many documents were cut.
         truncated_query: whether the query was cut.
@@ -51,8 +54,8 @@ class Template:
 
     Attributes:
         kind: ``classification`` or ``generative``.
-        prefix: text before the document, with ``{query}`` and optionally ``{instruction}``; None for the
-            tokenizer's own pair form (``[CLS] q [SEP] d [SEP]``).
+        prefix: text before the document, with ``{query}`` and optionally ``{instruction}``; None for
+            the tokenizer's own pair form (``[CLS] q [SEP] d [SEP]``).
         suffix: text after the document.
         instruction: the default task description.
     """
@@ -75,12 +78,19 @@ def check_template(template: Template) -> None:
     """Check a user's template.
 
     Raises:
-        ConfigError: the query's place is missing, or an unknown field is named.
+        ConfigError: the query's place is missing, a field is unknown, or a suffix stands alone.
     """
     if template.prefix is None:
+        if template.suffix:
+            raise ConfigError("--template_suffix needs --template_prefix; give both or neither")
         return
     try:
-        fields = [f for _, f, _, _ in string.Formatter().parse(template.prefix) if f is not None]
+        fields = [
+            # a format or a conversion ({query!r}) counts as part of the name, so it is refused
+            f"{name}{f'!{conversion}' if conversion else ''}{f':{form}' if form else ''}"
+            for _, name, form, conversion in string.Formatter().parse(template.prefix)
+            if name is not None
+        ]
     except ValueError as error:
         raise ConfigError(
             f"--template_prefix has unbalanced braces ({error}); double them"
@@ -88,8 +98,8 @@ def check_template(template: Template) -> None:
     unknown = [name for name in fields if name not in ("query", "instruction")]
     if unknown or fields.count("query") != 1:
         raise ConfigError(
-            f"--template_prefix has the fields {fields}; it needs {{query}} exactly once and may have "
-            "{instruction} (double any other brace); the document follows it"
+            f"--template_prefix has the fields {fields}; it needs {{query}} exactly once and may "
+            "have {instruction} (double any other brace); the document follows it"
         )
 
 
@@ -111,6 +121,7 @@ class PairEncoder:
         self.max_length = max_length
         self.document_types = 0
         self._lead = ""
+        check_template(template)
         if template.prefix is None:
             self._init_pair_form()
         else:
@@ -123,9 +134,8 @@ class PairEncoder:
             )
 
     def _init_prompt_form(self, prefix: str) -> None:
-        check_template(self.template)
-        # byte-level tokenizers join a space to the word behind it, so the spaces before the document are
-        # encoded with the document: the ids are then those of the whole prompt as one string
+        # byte-level tokenizers join a space to the word behind it, so the spaces before the document
+        # are encoded with the document: the ids are then those of the whole prompt as one string
         self._prompt = prefix.rstrip(" ")
         self._lead = prefix[len(self._prompt) :]
         self.suffix = self._ids(self.template.suffix)
@@ -134,9 +144,9 @@ class PairEncoder:
             text = self._fill("q", "i") + self._lead + probe + self.template.suffix
             if split != self._ids(text):
                 raise ConfigError(
-                    f"the tokenizer joins the template's text with a document that starts with {probe!r}; "
-                    "end --template_prefix with a space, a line break or a special token, and start "
-                    "--template_suffix with one"
+                    f"the tokenizer joins the template's text with a document such as {probe!r}; "
+                    "end --template_prefix with a space, a line break or a special token, and "
+                    "start --template_suffix with a space or a special token"
                 )
 
     def _fill(self, query: str, instruction: str) -> str:
@@ -148,7 +158,7 @@ class PairEncoder:
         return self._ids(self._fill(query, instruction))
 
     def _init_pair_form(self) -> None:
-        """Read the pair's frame off the tokenizer: what it puts before, between and behind two texts."""
+        """Read the frame off the tokenizer: what it puts before, between and behind two texts."""
         word = self._ids("a")
         encoded = self.tokenizer("a", "a", add_special_tokens=True)
         ids = list(encoded["input_ids"])
@@ -156,7 +166,8 @@ class PairEncoder:
         second = _find(ids, word, first + len(word)) if first >= 0 else -1
         if not word or second < 0:
             raise ConfigError(
-                "the tokenizer does not encode a pair of texts; give --template_prefix and --template_suffix"
+                "the tokenizer does not encode a pair of texts; give --template_prefix and "
+                "--template_suffix"
             )
         self._before = ids[:first]
         self._between = ids[first + len(word) : second]
@@ -199,8 +210,8 @@ class PairEncoder:
             half = (self.max_length - frame) // 2
             if half < MIN_ROOM // 2:
                 raise ConfigError(
-                    f"an instruction that brings the template to {frame} tokens leaves no room within "
-                    f"--max_length {self.max_length}; shorten it or raise --max_length"
+                    f"an instruction that brings the template to {frame} tokens leaves no room "
+                    f"within --max_length {self.max_length}; shorten it or raise --max_length"
                 )
             if room < half:
                 cut_query = True

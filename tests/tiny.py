@@ -30,7 +30,9 @@ PADDED = ("deberta-v2", "gpt2")
 
 def encoder_tokenizer(*, token_types: bool) -> PreTrainedTokenizerFast:
     """Words with the frame ``[CLS] q [SEP] d [SEP]``."""
-    vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *dict.fromkeys(WORDS)])}
+    vocabulary = {
+        w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *dict.fromkeys(WORDS)])
+    }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     second = 1 if token_types else 0
@@ -166,8 +168,13 @@ def examples(count: int, documents: int = 4, *, seed: int = 0, longest: int = 40
     rows = []
     for number in range(count):
         topic = random_.sample(WORDS, 3)
-        texts = [" ".join(random_.choices(WORDS, k=random_.randint(1, longest))) for _ in range(documents)]
+        texts = [
+            " ".join(random_.choices(WORDS, k=random_.randint(1, longest)))
+            for _ in range(documents)
+        ]
         texts[0] = " ".join([*topic, texts[0]])
         labels = [1.0] + [0.0] * (documents - 1)
-        rows.append(Example(" ".join(topic), texts, labels, query_id=f"q{number}", source=f"made:{number}"))
+        rows.append(
+            Example(" ".join(topic), texts, labels, query_id=f"q{number}", source=f"made:{number}")
+        )
     return rows

@@ -61,11 +61,19 @@ def test_plain_transformers_scores_the_same(tmp_path: Path, name: str) -> None:
         if spec.template_prefix is None:
             inputs = tokenizer(query, document, return_tensors="pt")
         else:
-            text = QWEN3_PREFIX.format(instruction=spec.instruction, query=query) + document + QWEN3_SUFFIX
+            text = (
+                QWEN3_PREFIX.format(instruction=spec.instruction, query=query)
+                + document
+                + QWEN3_SUFFIX
+            )
             inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
         with torch.no_grad():
             logits = model(**inputs).logits
-        found.append(float(logits[0, -1, yes] - logits[0, -1, no]) if name == "qwen3" else float(logits[0, 0]))
+        found.append(
+            float(logits[0, -1, yes] - logits[0, -1, no])
+            if name == "qwen3"
+            else float(logits[0, 0])
+        )
     assert_close(found, scores, rtol=0, atol=1e-4)
 
 
@@ -172,7 +180,10 @@ def test_chat_template_carries_the_instruction(tmp_path: Path) -> None:
     spec = ModelSpec.load(folder)
     assert spec is not None
     messages = [{"role": "query", "content": "a {q}"}, {"role": "document", "content": "d"}]
-    for extra, instruction in (([], spec.instruction), ([{"role": "system", "content": "Judge."}], "Judge.")):
+    for extra, instruction in (
+        ([], spec.instruction),
+        ([{"role": "system", "content": "Judge."}], "Judge."),
+    ):
         text = tokenizer.apply_chat_template(extra + messages, tokenize=False)
         expected = QWEN3_PREFIX.format(instruction=instruction, query="a {q}") + "d" + QWEN3_SUFFIX
         assert text == expected
@@ -194,7 +205,9 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is broken"):
         checkpoint.load(folder)
     qwen = tiny.save_base(tmp_path / "qwen", "qwen3")
-    with pytest.raises(ConfigError, match=r"--positive_token 'relevant' is not a single token.*\['r', 'e'"):
+    with pytest.raises(
+        ConfigError, match=r"--positive_token 'relevant' is not a single token.*\['r', 'e'"
+    ):
         checkpoint.load(qwen, LoadOptions(positive_token="relevant"))
     with pytest.raises(ConfigError, match="two different tokens"):
         checkpoint.load(qwen, LoadOptions(positive_token="no"))

@@ -40,7 +40,9 @@ def reranker(name: str, *, packed: bool) -> tuple[RerankerModel, Collator]:
     generative = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
     tokenizer = tiny.tokenizer_for(name)
     tokens = tuple(tokenizer.convert_tokens_to_ids(["yes", "no"])) if generative else None
-    wrapped = RerankerModel(model, "generative" if generative else "classification", tokens, packed=packed)
+    wrapped = RerankerModel(
+        model, "generative" if generative else "classification", tokens, packed=packed
+    )
     encoder = PairEncoder(tokenizer, QWEN3 if generative or name.endswith(":seq") else PAIR, 512)
     collate = Collator(
         encoder,
@@ -56,7 +58,9 @@ def groups() -> list[Group]:
     return [Group(example, (0, 1, 2, 3)) for example in tiny.examples(3)]
 
 
-def run(model: RerankerModel, batches: list[PackedBatch]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def run(
+    model: RerankerModel, batches: list[PackedBatch]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Scores, and the gradients of a sum that weighs every score differently."""
     model.zero_grad()
     scores_P = torch.cat([model(batch) for batch in batches])
@@ -65,7 +69,9 @@ def run(model: RerankerModel, batches: list[PackedBatch]) -> tuple[torch.Tensor,
     return scores_P.detach(), grads
 
 
-def assert_same(found: tuple[torch.Tensor, dict], expected: tuple[torch.Tensor, dict], grad: float) -> None:
+def assert_same(
+    found: tuple[torch.Tensor, dict], expected: tuple[torch.Tensor, dict], grad: float
+) -> None:
     assert_close(found[0], expected[0], rtol=1e-9, atol=1e-10)
     # a route may touch a parameter with gradient zero that another does not touch
     for name, gradient in expected[1].items():

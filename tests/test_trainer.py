@@ -1,0 +1,419 @@
+"""Training: what a step computes, what a run leaves, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+from transformers import TrainerCallback
+
+from rankwright import trainer as trainer_module
+from rankwright.arguments import resolve
+from rankwright.data.groups import sample_groups
+from rankwright.errors import CheckpointError, ConfigError, DataError
+from rankwright.losses import LOSSES
+from rankwright.models import checkpoint
+from rankwright.models.checkpoint import LoadOptions
+from rankwright.ranking import Reranker, collator
+from rankwright.trainer import Interrupted, TrainResult, train, train_on
+from rankwright.types import Example
+from tests import tiny
+
+ROWS = tiny.examples(24, documents=5)
+
+
+def arguments(tmp_path: Path, name: str = "bert", **given: Any) -> Any:
+    base = tmp_path / f"base-{name.replace(':', '-')}"
+    if not base.exists():
+        tiny.save_base(base, name)
+    return resolve(
+        {
+            "model": str(base),
+            "dataset": ["unused"],
+            "output_dir": str(tmp_path / "out"),
+            "use_cpu": True,
+            "dropout": 0.0,
+            "max_length": 512,
+            "learning_rate": 1e-3,
+            **given,
+        },
+        {},
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def assert_same_weights(one: Path, two: Path, tolerance: float = 0.0) -> None:
+    first, second = weights(one), weights(two)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert_close(first[name], second[name], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("loss", ["pointwise", "listwise"])
+def test_a_step_is_the_gradient_of_the_mean(tmp_path: Path, loss: str) -> None:
+    """Plain SGD by hand over the same groups: w - lr * d(total/count)/dw, for uneven groups."""
+    rows = [
+        Example(e.query, e.documents[: 2 + i % 4], e.labels[: 2 + i % 4], query_id=e.query_id)
+        for i, e in enumerate(ROWS[:6])
+    ]
+    settings = {
+        "optim": "sgd",
+        "learning_rate": 0.1,
+        "max_steps": 1,
+        "warmup_steps": 0,
+        "max_grad_norm": 0.0,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "loss_type": loss,
+    }
+    train_on(arguments(tmp_path, per_device_train_batch_size=6, **settings), rows, [])
+    loaded = checkpoint.load(tmp_path / "base-bert", LoadOptions(dropout=0.0, max_length=256))
+    pack = collator(loaded)
+    groups = [g for e in rows for g in sample_groups(e, seed=42, epoch=0)]
+    batch = pack(groups)
+    model = loaded.model.train()
+    total, count = LOSSES[loss].function(model(batch), batch.labels_P, batch.offsets_Q)
+    (total / count).backward()
+    assert count == (sum(len(g.chosen) for g in groups) if loss == "pointwise" else 6)
+    expected = {
+        n: p.detach() - 0.1 * p.grad
+        for n, p in loaded.model.hf.named_parameters()
+        if p.grad is not None
+    }
+    found = weights(tmp_path / "out")
+    for name, value in expected.items():
+        assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["pointwise", "listwise"])
+def test_accumulation_equals_one_batch(tmp_path: Path, loss: str) -> None:
+    """Normalised over the whole optimiser step: 8 queries at once, or 4 times 2, or by token budget."""
+    rows = [
+        Example(e.query, e.documents[: 2 + i % 4], e.labels[: 2 + i % 4], query_id=e.query_id)
+        for i, e in enumerate(ROWS[:8])
+    ]
+    common = {"optim": "sgd", "learning_rate": 0.05, "num_train_epochs": 3, "loss_type": loss}
+    for folder, size, steps in (("one", 8, 1), ("four", 2, 4)):
+        train_on(
+            arguments(
+                tmp_path,
+                output_dir=str(tmp_path / folder),
+                per_device_train_batch_size=size,
+                gradient_accumulation_steps=steps,
+                **common,
+            ),
+            rows,
+            [],
+        )
+    assert_same_weights(tmp_path / "one", tmp_path / "four", 2e-6)
+
+
+def test_token_budget_sees_every_group(tmp_path: Path) -> None:
+    """With accumulation over the whole epoch the same step as one big batch, however the budget cuts it."""
+    common = {"optim": "sgd", "learning_rate": 0.05, "num_train_epochs": 2}
+    train_on(
+        arguments(
+            tmp_path, output_dir=str(tmp_path / "one"), per_device_train_batch_size=24, **common
+        ),
+        ROWS,
+        [],
+    )
+    train_on(
+        arguments(
+            tmp_path,
+            output_dir=str(tmp_path / "many"),
+            batch_tokens=600,
+            gradient_accumulation_steps=100,
+            **common,
+        ),
+        ROWS,
+        [],
+    )
+    assert_same_weights(tmp_path / "one", tmp_path / "many", 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        ("bert", "pointwise"),
+        ("modernbert", "listwise"),
+        ("qwen3", "pointwise"),
+        ("qwen3", "listwise"),
+        ("qwen3", "listwise_generative_reranker"),
+        ("qwen3:seq", "listwise"),
+        ("deberta-v2", "listwise"),
+    ],
+)
+def test_training_learns_and_the_folder_scores_the_same(
+    tmp_path: Path, name: str, loss: str
+) -> None:
+    """Both kinds, both families of loss: the ranking improves, and what is saved is what was measured."""
+    rows = tiny.examples(48, documents=5, longest=12)
+    result = train_on(
+        arguments(
+            tmp_path,
+            name,
+            loss_type=loss,
+            num_train_epochs=6,
+            learning_rate=3e-3,
+            per_device_train_batch_size=8,
+            eval_steps=0.25,
+        ),
+        rows,
+        rows[:24],
+    )
+    assert result.before is not None
+    assert result.after is not None
+    assert result.after.metrics["ndcg@10"] > result.before.metrics["ndcg@10"] + 0.05
+    again = Reranker.load(tmp_path / "out")
+    for scored, kept in zip(
+        again.score_examples(rows[:8]), result.reranker.score_examples(rows[:8]), strict=True
+    ):
+        assert_close(scored.scores, kept.scores, rtol=0, atol=1e-5)
+    files = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {
+        "config.json",
+        "rankwright.json",
+        "README.md",
+        "metrics.json",
+        "tokenizer.json",
+    } <= files
+    record = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert record["after"]["ndcg@10"] == pytest.approx(result.after.metrics["ndcg@10"])
+    spec = json.loads((tmp_path / "out" / "rankwright.json").read_text())
+    assert spec["training"]["max_negative_samples"] == 7
+
+
+@pytest.mark.parametrize("name", ["modernbert", "qwen3"])
+def test_lora_trains_only_adapters_and_leaves_a_merged_folder(tmp_path: Path, name: str) -> None:
+    result = train_on(
+        arguments(tmp_path, name, tuner_type="lora", learning_rate=1e-2, num_train_epochs=2),
+        ROWS,
+        ROWS[:8],
+    )
+    scores = [s.scores for s in result.reranker.score_examples(ROWS[:4])]
+    for folder in (tmp_path / "out", tmp_path / "out" / "adapter"):
+        again = [s.scores for s in Reranker.load(folder).score_examples(ROWS[:4])]
+        assert_close(torch.tensor(again), torch.tensor(scores), rtol=0, atol=1e-4)
+    base = weights(tmp_path / f"base-{name}")
+    merged = weights(tmp_path / "out")
+    embedding = next(k for k in base if "embed" in k)
+    assert_close(merged[embedding], base[embedding], rtol=0, atol=0)
+    changed = [k for k in base if not torch.equal(base[k], merged[k])]
+    assert any("Wqkv" in k or "q_proj" in k for k in changed)
+
+
+def resumable(tmp_path: Path, out: str, **given: Any) -> Any:
+    return arguments(
+        tmp_path,
+        output_dir=str(tmp_path / out),
+        num_train_epochs=3,
+        per_device_train_batch_size=4,
+        save_steps=5,
+        eval_steps=5,
+        save_total_limit=None,
+        dropout=0.1,
+        **given,
+    )
+
+
+@pytest.mark.parametrize("tuner", ["full", "lora"])
+def test_resume_is_bit_equal(tmp_path: Path, tuner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped by a signal at step 7 of 18, in the middle of an epoch, with dropout on, then resumed."""
+    whole = train_on(resumable(tmp_path, "whole", tuner_type=tuner), ROWS, ROWS[:8])
+    _interrupt_at(monkeypatch, 7)
+    with pytest.raises(
+        Interrupted, match="stopped at step 7 of 18; the same command with --resume goes on"
+    ):
+        train_on(resumable(tmp_path, "cut", tuner_type=tuner), ROWS, ROWS[:8])
+    monkeypatch.undo()
+    args = resumable(tmp_path, "cut", tuner_type=tuner, resume=True)
+    found = trainer_module._prepare_output(tmp_path / "cut", args)
+    assert found == str(tmp_path / "cut" / "checkpoint-7")
+    resumed = train_on(args, ROWS, ROWS[:8], resume_from=found)
+    assert resumed.steps == whole.steps == 18
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+    assert resumed.after is not None
+    assert whole.after is not None
+    assert resumed.after.metrics == whole.after.metrics
+    assert resumed.before is None or resumed.before.metrics == whole.before.metrics  # type: ignore[union-attr]
+
+
+def _interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Send this process SIGINT at the end of a step, as Ctrl-C does."""
+    original = trainer_module._Watcher.on_step_end
+
+    def on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(trainer_module._Watcher, "on_step_end", on_step_end)
+
+
+def test_ctrl_c_while_evaluating_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evaluation is left, the checkpoint written, and the run resumes from it."""
+    original = Reranker.score_examples
+    calls = []
+
+    def score_examples(self: Reranker, examples: Any, progress: Any = None) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, examples, progress)
+
+    monkeypatch.setattr(Reranker, "score_examples", score_examples)
+    with pytest.raises(Interrupted, match="step 5"):
+        train_on(resumable(tmp_path, "cut"), ROWS, ROWS[:8])
+    monkeypatch.undo()
+    args = resumable(tmp_path, "cut", resume=True)
+    found = trainer_module._prepare_output(tmp_path / "cut", args)
+    assert train_on(args, ROWS, ROWS[:8], resume_from=found).steps == 18
+
+
+def test_the_best_checkpoint_is_the_result(tmp_path: Path) -> None:
+    """A learning rate that ruins the model: what is left is the evaluation that was best."""
+    rows = tiny.examples(24, documents=5, longest=12)
+    result = train_on(
+        arguments(
+            tmp_path,
+            "bert",
+            learning_rate=0.5,
+            optim="sgd",
+            num_train_epochs=4,
+            max_grad_norm=0.0,
+            per_device_train_batch_size=8,
+            eval_steps=2,
+            save_steps=2,
+            seed=3,
+        ),
+        rows,
+        rows[:12],
+    )
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    history = [
+        e["eval_ndcg@10"] for e in state["log_history"] if "eval_ndcg@10" in e and e["step"] > 0
+    ]
+    assert result.after is not None
+    assert result.after.metrics["ndcg@10"] == pytest.approx(max(history))
+    found = [s.scores for s in Reranker.load(tmp_path / "out").score_examples(rows[:12])]
+    kept = Path(state["best_model_checkpoint"])
+    best = [s.scores for s in Reranker.load(kept).score_examples(rows[:12])]
+    assert_close(torch.tensor(found), torch.tensor(best), rtol=0, atol=1e-5)
+
+
+def test_early_stopping(tmp_path: Path) -> None:
+    """With a learning rate of zero nothing improves, so two evaluations after the first end the run."""
+    result = train_on(
+        arguments(
+            tmp_path,
+            learning_rate=0.0,
+            num_train_epochs=10,
+            per_device_train_batch_size=4,
+            eval_steps=2,
+            save_steps=2,
+            early_stopping_patience=2,
+        ),
+        ROWS,
+        ROWS[:8],
+    )
+    assert result.steps == 6
+
+
+def test_nan_loss_stops_and_names_the_queries(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    args = arguments(tmp_path, per_device_train_batch_size=2)
+    path = tmp_path / "base-bert" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["classifier.weight"].fill_(float("nan"))
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(
+        DataError, match=r"the loss became nan at step 1 on the queries q\d+, q\d+; lower"
+    ):
+        train_on(args, ROWS, [])
+
+
+def test_rows_a_loss_cannot_use_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Listwise needs both sides; pointwise takes negatives alone."""
+    rows = [
+        *ROWS[:6],
+        Example("only negatives", ["a", "b"], [0.0, 0.0], query_id="n"),
+        Example("only positives", ["a"], [1.0], query_id="p"),
+    ]
+    result = train_on(arguments(tmp_path), rows, [])
+    assert result.dropped == {"no positive document": 1, "no negative document": 1}
+    assert "left out of training: 1 with no positive document" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    result = train_on(
+        arguments(tmp_path, loss_type="pointwise", output_dir=str(tmp_path / "two")), rows, []
+    )
+    assert result.dropped == {}
+    with pytest.raises(DataError, match="no row is left to train on"):
+        train_on(arguments(tmp_path, output_dir=str(tmp_path / "three")), rows[6:], [])
+
+
+def test_grades_and_the_pointwise_loss(tmp_path: Path) -> None:
+    rows = [Example("q", ["a", "b"], [3.0, 0.0], query_id="q", source="rows.jsonl:1")]
+    with pytest.raises(ConfigError, match=r"rows.jsonl:1: label 3.0 is above 1.*listwise"):
+        train_on(arguments(tmp_path, loss_type="pointwise"), rows, [])
+
+
+def test_a_group_over_the_budget(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"takes \d+ tokens, more than --batch_tokens 20; raise it"
+    ):
+        train_on(arguments(tmp_path, batch_tokens=20), ROWS, [])
+
+
+def write_rows(path: Path, rows: list[Example]) -> Path:
+    lines = [
+        {"query": e.query, "positive": e.documents[:1], "negative": e.documents[1:]} for e in rows
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_from_python_and_from_files(tmp_path: Path) -> None:
+    """rankwright.train with the documented rows, a split, and what the output folder refuses."""
+    rows = write_rows(tmp_path / "rows.jsonl", ROWS)
+    base = tiny.save_base(tmp_path / "base", "bert")
+    given = {
+        "model": str(base),
+        "dataset": str(rows),
+        "split_dataset_ratio": 0.25,
+        "use_cpu": True,
+        "output_dir": str(tmp_path / "out"),
+        "max_length": 128,
+    }
+    result: TrainResult = train(**given)
+    assert result.after is not None
+    assert result.after.queries == 6
+    with pytest.raises(ConfigError, match="is not empty; choose another, go on with --resume"):
+        train(**given)
+    assert train(**given, overwrite=True).steps == result.steps
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(ConfigError, match="no run of Rankwright; nothing was deleted"):
+        train(**{**given, "output_dir": str(tmp_path / "mine")}, overwrite=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+    with pytest.raises(CheckpointError, match="holds no whole checkpoint"):
+        train(**{**given, "output_dir": str(tmp_path / "new")}, resume=True)
+
+
+def test_the_callback_protocol_is_the_trainers() -> None:
+    assert issubclass(trainer_module._Watcher, TrainerCallback)

@@ -211,7 +211,8 @@ class _Trainer(transformers.Trainer):
         return count
 
     def _loss(self, scores_P: Tensor, batch: PackedBatch) -> LossSum:
-        return self.loss.function(scores_P, batch.labels_P, batch.offsets_Q, **self.options)
+        found = self.loss.function(scores_P, batch.labels_P, batch.offsets_Q, **self.options)
+        return LossSum(found.total * 0, found.count * 0) if batch.filler else found
 
     def compute_loss(
         self,

@@ -47,10 +47,12 @@ class Group:
     Attributes:
         example: the complete example.
         chosen: indices into ``example.documents``, positives first.
+        filler: repeated only so that every process has a batch; its loss counts nothing.
     """
 
     example: Example
     chosen: tuple[int, ...]
+    filler: bool = False
 
     @property
     def documents(self) -> list[str]:
@@ -81,6 +83,7 @@ class PackedBatch:
         offsets_Q: ``Q + 1`` int64 offsets of the groups into the pairs.
         token_type_ids_T: segment kinds for the families that use them.
         query_ids: ids of the ``Q`` groups, for messages.
+        filler: whether the loss counts nothing, see ``Group``.
         padded_tokens: what a padded batch of the same pairs would hold, for the padding share saved.
     """
 
@@ -94,6 +97,7 @@ class PackedBatch:
     offsets_Q: torch.Tensor
     token_type_ids_T: torch.Tensor | None = None
     query_ids: tuple[str, ...] = ()
+    filler: bool = False
     padded_tokens: int = 0
 
     def to(self, device: Any, non_blocking: bool = False) -> PackedBatch:

@@ -7,7 +7,7 @@ its share of the same plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
@@ -17,7 +17,8 @@ from rankwright.errors import ConfigError, DataError
 from rankwright.types import Example, Group
 
 Item = tuple[int, int, int | None]
-"""(epoch, example, group within the example or None for all of them)."""
+"""(epoch, example, group within the example; None for all of them, ``FILLER`` for a process without work)."""
+FILLER = -1
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,11 @@ class GroupDataset(Dataset[list[Group]]):
     def __getitem__(self, item: Item) -> list[Group]:  # type: ignore[override]
         epoch, index, number = item
         groups = self.sampling.groups(self.examples[index], epoch)
-        return groups if number is None else [groups[number]]
+        if number is None:
+            return groups
+        if number == FILLER:
+            return [replace(groups[0], filler=True)]
+        return [groups[number]]
 
 
 class BatchPlan(Sampler[list[Item]]):
@@ -81,7 +86,8 @@ class BatchPlan(Sampler[list[Item]]):
         drop_last: leave out a last batch of fewer queries.
 
     Raises:
-        ConfigError: a group is over the budget, or there are fewer queries than processes.
+        ConfigError: a group is over the budget.
+        DataError: no batch is left.
     """
 
     def __init__(
@@ -178,15 +184,19 @@ class BatchPlan(Sampler[list[Item]]):
 
 
 def _split_to(batches: list[list[Item]], total: int) -> list[list[Item]]:
-    """Halve the largest batches until there are ``total`` of them."""
+    """Make ``total`` batches of fewer: halve the largest; if none can be halved, add fillers.
+
+    A filler repeats a group for a process that would otherwise have no batch while the others take a step;
+    its loss counts nothing.
+    """
     batches = list(batches)
     while len(batches) < total:
         largest = max(range(len(batches)), key=lambda i: len(batches[i]))
         batch = batches[largest]
         if len(batch) < 2:
-            raise ConfigError(
-                f"{len(batches)} queries cannot be spread over {total} batches; use fewer processes or more rows"
-            )
+            epoch, index, _ = batch[0]
+            batches.append([(epoch, index, FILLER)])
+            continue
         half = len(batch) // 2
         batches[largest : largest + 1] = [batch[:half], batch[half:]]
     return batches

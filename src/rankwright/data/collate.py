@@ -119,6 +119,7 @@ class Collator:
             labels_P=torch.tensor([y for g in groups for y in g.labels], dtype=torch.float32),
             offsets_Q=torch.tensor([0, *accumulate(sizes)], dtype=torch.long),
             token_type_ids_T=torch.tensor(types, dtype=torch.long) if self.token_types else None,
+            filler=any(group.filler for group in groups),
             query_ids=tuple(group.example.query_id for group in groups),
             padded_tokens=longest * len(segments),
         )

@@ -419,6 +419,9 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
         parts.append(group(**{name: values[name] for name in names if name in values}))
     model, data, loss_arguments, tuner, run = parts
     training = {**TRAINING_DEFAULTS, **{n: values[n] for n in training_names if n in values}}
+    if training.get("deepspeed") == "none":
+        # how a command line takes back what its script or YAML file says
+        del training["deepspeed"]
     arguments = TrainArguments(model, data, loss_arguments, tuner, run, training)
     _check(arguments, given)
     return arguments

@@ -72,6 +72,8 @@ def quickstart(
         {
             **RECIPE,
             "model": base,
+            # the recipe's length fits the packaged encoder; a prompt takes about 100 tokens by itself
+            **({"max_length": 256} if model else {}),
             "dataset": [str(files["train"])],
             "output_dir": str(target),
             "overwrite": overwrite,

@@ -1,0 +1,184 @@
+"""Every script and YAML recipe of ``examples/`` runs, on a tiny model and rows in place of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import TrainingArguments
+
+from rankwright import Reranker, cli
+from rankwright.arguments import GROUPS, WITHOUT_EFFECT, parse, resolve
+from rankwright.losses import find_loss
+from tests.tiny import examples, save_base
+
+FOLDER = Path(__file__).parents[1] / "examples" / "train" / "reranker"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.sh"))
+DOCUMENTED = (
+    "train_reranker",
+    "train_generative_reranker",
+    "train_reranker_listwise",
+    "train_generative_reranker_listwise",
+    "train_generative_reranker_lora",
+)
+
+
+def words_of(script: Path) -> list[str]:
+    """The words of the script's ``rankwright train`` command, without the closing ``"$@"``."""
+    text = script.read_text(encoding="utf-8").replace("\\\n", " ")
+    words = shlex.split(text, comments=True)
+    start = words.index("train") + 1
+    assert words[start - 2] == "rankwright"
+    assert words[-1] == "$@", "flags given to a script must win, so they stand last"
+    return words[start:-1]
+
+
+def flags_of(words: list[str]) -> dict[str, str]:
+    """Names and values; every flag of the examples has one value."""
+    names, values = words[::2], words[1::2]
+    assert all(name.startswith("--") for name in names)
+    assert len(names) == len(values) == len(set(names))
+    return {name[2:]: value for name, value in zip(names, values, strict=True)}
+
+
+def parsed(words: list[str]) -> dict[str, Any]:
+    return parse("rankwright train", [*GROUPS, TrainingArguments], words, recipe=True)
+
+
+def test_the_documented_scripts_are_there_with_a_twin_each() -> None:
+    assert sorted(DOCUMENTED) == NAMES == sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    for name in NAMES:
+        assert os.access(FOLDER / f"{name}.sh", os.X_OK)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_script_and_its_twin_say_the_same(name: str) -> None:
+    """Same names, same values, once both are parsed; every name is known, or the parser would raise."""
+    words = words_of(FOLDER / f"{name}.sh")
+    recipe = FOLDER / f"{name}.yaml"
+    script, twin = parsed(words), parsed([str(recipe)])
+    assert script == twin
+    # what the parser takes out is compared as written
+    raw = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    assert list(flags_of(words)) == list(raw)
+    for flag in set(raw) & set(WITHOUT_EFFECT):
+        assert flags_of(words)[flag] == str(raw[flag])
+    assert resolve(script, {}).flat() == resolve(twin, {}).flat()
+
+
+def test_the_scripts_hold_the_documented_hyperparameters() -> None:
+    """From ms-swift's documentation of its four scripts, and what those leave to chance."""
+    generative = {
+        "model": "Qwen/Qwen3-Reranker-4B",
+        "task_type": "generative_reranker",
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 8,
+    }
+    classification = {
+        "model": "Alibaba-NLP/gte-reranker-modernbert-base",
+        "task_type": "reranker",
+        "per_device_train_batch_size": 64,
+        "gradient_accumulation_steps": 1,
+    }
+    adapters = {"lora_rank": 8, "lora_alpha": 32, "target_modules": ["all-linear"]}
+    for name in NAMES:
+        given = parsed(words_of(FOLDER / f"{name}.sh"))
+        lora = name.endswith("lora")
+        expected: dict[str, Any] = {
+            "dataset": ["MTEB/scidocs-reranking"],
+            "num_train_epochs": 1.0,
+            "learning_rate": 5e-5 if lora else 6e-6,
+            "split_dataset_ratio": 0.05,
+            "eval_steps": 100.0,
+            "save_steps": 200.0,
+            "dataloader_drop_last": True,
+            "bf16": True,
+            "max_length": 4096 if lora else 1024,
+            "tuner_type": "lora" if lora else "full",
+            **(generative if "generative" in name else classification),
+            **(adapters | {"warmup_steps": 0.05} if lora else {}),
+            **({"deepspeed": "zero2"} if "generative" in name and not lora else {}),
+        }
+        assert {key: given[key] for key in expected} == expected
+        assert find_loss(given["loss_type"]) == ("listwise" if "listwise" in name else "pointwise")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A model of each kind and rows in the documented format."""
+    folder = tmp_path_factory.mktemp("tiny")
+    rows = folder / "rows.jsonl"
+    lines = [
+        {"query": e.query, "positive": e.documents[:1], "negative": e.documents[1:]}
+        for e in examples(40, longest=12)
+    ]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return {
+        "rows": str(rows),
+        "reranker": str(save_base(folder / "modernbert", "modernbert")),
+        "generative_reranker": str(
+            # as many positions as the examples' --max_length asks for
+            save_base(folder / "qwen3", "qwen3", max_position_embeddings=4096)
+        ),
+    }
+
+
+def overrides(name: str, tiny: dict[str, str], output: Path) -> list[str]:
+    """A dry run: the example's own arguments, but for size, place and precision."""
+    kind = "generative_reranker" if "generative" in name else "reranker"
+    replaced = {
+        "model": tiny[kind],
+        "dataset": tiny["rows"],
+        "output_dir": str(output),
+        "max_steps": "2",
+        "eval_steps": "1",
+        "save_steps": "2",
+        "per_device_train_batch_size": "2",
+        "gradient_accumulation_steps": "2",
+        "bf16": "false",
+        "torch_dtype": "float32",
+        "use_cpu": "true",
+        "deepspeed": "none",
+    }
+    return [word for flag, value in replaced.items() for word in (f"--{flag}", value)]
+
+
+def check_output(output: Path) -> None:
+    """The folder holds a model that ranks, and the record of its run."""
+    metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["steps"] == 2
+    assert 0 < metrics["before"]["ndcg@10"] <= 1
+    assert 0 < metrics["after"]["ndcg@10"] <= 1
+    assert (output / "checkpoint-2").is_dir()
+    ranked = Reranker.load(output, device="cpu").rank("brown fox", ["a brown fox", "cold rivers"])
+    assert sorted(document.index for document in ranked) == [0, 1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_script_runs(name: str, tiny: dict[str, str], tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        # the scripts call rankwright and torchrun by name
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "NPROC_PER_NODE": "1",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    words = ["bash", str(FOLDER / f"{name}.sh"), *overrides(name, tiny, tmp_path / "output")]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    check_output(tmp_path / "output")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_runs(name: str, tiny: dict[str, str], tmp_path: Path) -> None:
+    words = ["train", str(FOLDER / f"{name}.yaml"), *overrides(name, tiny, tmp_path / "output")]
+    assert cli.main(words) == 0
+    check_output(tmp_path / "output")

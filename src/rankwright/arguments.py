@@ -1,21 +1,29 @@
-"""Typed arguments: command line, YAML file, environment variables and defaults, read once and validated.
+"""Typed arguments: command line, YAML file, environment and defaults, read once and validated.
 
-Order of precedence: command line, then the YAML file, then the environment, then the defaults. Names are flat
-and the ones users already type: those of ``transformers.TrainingArguments`` and ms-swift's where they exist.
+Order of precedence: command line, then the YAML file, then the environment, then the defaults.
+Names are flat and the ones users already type: those of ``transformers.TrainingArguments`` and
+ms-swift's where they exist.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import difflib
+import json
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from rankwright.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # name of the variable -> (argument, the losses it speaks of; None for all)
 ENVIRONMENT: dict[str, tuple[str, str | None]] = {
@@ -42,7 +50,7 @@ ALIASES: dict[str, str] = {
 
 # ms-swift's arguments that change nothing here -> why
 WITHOUT_EFFECT: dict[str, str] = {
-    "dataset_num_proc": "rows are tokenised while training; --dataloader_num_workers moves that to workers",
+    "dataset_num_proc": "rows are tokenised while training, in --dataloader_num_workers",
     "load_from_cache_file": "there is no preprocessed copy of the rows",
     "padding_free": "batches are always packed",
     "packing": "batches are always packed",
@@ -65,6 +73,7 @@ TASK_TYPES = {
 }
 
 
+# a field() with its help; ruff does not see through it where the default is a list (RUF009)
 def _option(default: Any, text: str, **metadata: Any) -> Any:
     metadata["help"] = text
     if isinstance(default, list):
@@ -106,10 +115,10 @@ class ModelArguments:
 class DataArguments:
     """The rows."""
 
-    dataset: list[str] = _option(
+    dataset: list[str] = _option(  # noqa: RUF009
         [], "files, folders or hub ids; a.jsonl#5000 takes 5000 rows of it"
     )
-    val_dataset: list[str] = _option([], "rows to validate on")
+    val_dataset: list[str] = _option([], "rows to validate on")  # noqa: RUF009
     split_dataset_ratio: float = _option(
         0.0, "share of the rows to validate on, split off by query"
     )
@@ -146,7 +155,7 @@ class TunerArguments:
     lora_rank: int = _option(8, "rank of the adapters")
     lora_alpha: int = _option(32, "scale of the adapters")
     lora_dropout: float = _option(0.05, "dropout before the adapters")
-    target_modules: list[str] = _option(["all-linear"], "modules to adapt")
+    target_modules: list[str] = _option(["all-linear"], "modules to adapt")  # noqa: RUF009
     use_dora: bool = _option(False, "decompose weights into magnitude and direction (DoRA)")
     quant_bits: int | None = _option(None, "4: load frozen weights in four bits (bitsandbytes)")
     merge_lora: bool = _option(True, "the final folder holds merged weights (and the adapter)")
@@ -156,12 +165,48 @@ class TunerArguments:
 class RunArguments:
     """The run as a whole."""
 
-    metrics: list[str] = _option(["ndcg@10", "mrr@10", "map"], "metrics of evaluation")
+    metrics: list[str] = _option(["ndcg@10", "mrr@10", "map"], "metrics of evaluation")  # noqa: RUF009
     early_stopping_patience: int | None = _option(
         None, "evaluations without improvement after which the run ends"
     )
     resume: bool = _option(False, "go on from the last checkpoint in --output_dir")
     overwrite: bool = _option(False, "replace the run that --output_dir holds")
+
+
+# DeepSpeed's stages by ms-swift's names; "auto" is filled in from the arguments by transformers
+_DEEPSPEED_COMMON: dict[str, Any] = {
+    "bf16": {"enabled": "auto"},
+    "fp16": {"enabled": "auto"},
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+}
+DEEPSPEED: dict[str, dict[str, Any]] = {
+    "zero2": {
+        **_DEEPSPEED_COMMON,
+        "zero_optimization": {
+            "stage": 2,
+            "overlap_comm": True,
+            "contiguous_gradients": True,
+            "reduce_scatter": True,
+            "reduce_bucket_size": "auto",
+            "allgather_partitions": True,
+        },
+    },
+    "zero3": {
+        **_DEEPSPEED_COMMON,
+        "zero_optimization": {
+            "stage": 3,
+            "overlap_comm": True,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": "auto",
+            "stage3_prefetch_bucket_size": "auto",
+            "stage3_param_persistence_threshold": "auto",
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+    },
+}
 
 
 GROUPS = (ModelArguments, DataArguments, LossArguments, TunerArguments, RunArguments)
@@ -183,7 +228,7 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors are ConfigErrors."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}")
+        raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 def unknown_argument(name: str, known: Sequence[str]) -> ConfigError:
@@ -197,11 +242,13 @@ def build_parser(prog: str, types: Sequence[type]) -> argparse.ArgumentParser:
     """Build a parser for dataclasses; what is not given is absent from its result."""
     from transformers import HfArgumentParser
 
-    source = HfArgumentParser(list(types), prog=prog, add_help=False, allow_abbrev=False)
-    for action in source._actions:
+    kind = type("_HfParser", (_Parser, HfArgumentParser), {})
+    parser: argparse.ArgumentParser = kind(
+        list(types), prog=prog, add_help=False, allow_abbrev=False
+    )
+    for action in parser._actions:
         action.default = argparse.SUPPRESS
-    source.__class__ = type("_HfParser", (_Parser, HfArgumentParser), {})
-    return source
+    return parser
 
 
 def parse(
@@ -224,23 +271,42 @@ def parse(
     """
     words = list(argv)
     names = [f.name for t in types for f in dataclasses.fields(t)]
-    if recipe and words and not words[0].startswith("-"):
-        words = [*_recipe_words(Path(words[0])), *words[1:]]
-    words = _rename(words, [*names, *ALIASES])
     parser = build_parser(prog, types)
-    known, rest = parser.parse_known_args(words)
+    known = [*names, *ALIASES]
+    recipe_words: list[str] = []
+    if recipe and words and not words[0].startswith("-"):
+        path = Path(words.pop(0))
+        for line, given in _recipe_lines(path):
+            renamed = _rename(given)
+            try:
+                _parsed(parser, renamed, known)
+            except ConfigError as error:
+                raise ConfigError(f"{path}:{line}: {error}") from error
+            recipe_words += renamed
+    return _parsed(parser, [*recipe_words, *_rename(words)], known)
+
+
+def _parsed(
+    parser: argparse.ArgumentParser, words: Sequence[str], known: Sequence[str]
+) -> dict[str, Any]:
+    given, rest = parser.parse_known_args(words)
     for word in rest:
         if word.startswith("--"):
-            raise unknown_argument(word[2:].split("=")[0], [*names, *ALIASES])
+            raise unknown_argument(word[2:].split("=")[0], known)
     if rest:
-        raise ConfigError(f"{prog}: {rest[0]!r} stands alone; arguments begin with --")
-    return vars(known)
+        raise ConfigError(f"{rest[0]!r} stands alone; arguments begin with --")
+    return vars(given)
 
 
-def _rename(words: list[str], known: Sequence[str]) -> list[str]:
-    """Resolve aliases and dashes, and take out the arguments without effect (with a logged reason)."""
-    import logging
+def _without_effect(name: str) -> bool:
+    """Whether an argument changes nothing here; if so, the reason is logged."""
+    if name in WITHOUT_EFFECT:
+        logger.info("--%s has no effect: %s", name, WITHOUT_EFFECT[name])
+    return name in WITHOUT_EFFECT
 
+
+def _rename(words: list[str]) -> list[str]:
+    """Resolve aliases and dashes, and take out the arguments without effect."""
     result: list[str] = []
     position = 0
     while position < len(words):
@@ -251,44 +317,60 @@ def _rename(words: list[str], known: Sequence[str]) -> list[str]:
             continue
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
-        if name in WITHOUT_EFFECT and name not in known:
+        if _without_effect(name):
             while position < len(words) and not words[position].startswith("--"):
                 position += 1
-            logging.getLogger(__name__).info("--%s has no effect: %s", name, WITHOUT_EFFECT[name])
             continue
         result.append(f"--{ALIASES.get(name, name)}{equals}{value}")
     return result
 
 
-def _recipe_words(path: Path) -> list[str]:
-    """Read a YAML file of flat names as command line words."""
-    import json
-
+def _recipe_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Read a YAML file of flat names; yields the line of each name and its command line words."""
     import yaml
 
+    loader = None
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        if not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"{path} holds no names; write one 'name: value' a line")
+        entries = [
+            (key.start_mark.line + 1, str(key.value), loader.construct_object(value, deep=True))
+            for key, value in root.value
+        ]
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist; give a YAML file or arguments") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); give a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         place = getattr(error, "problem_mark", None)
         line = f":{place.line + 1}" if place else ""
-        raise ConfigError(
-            f"{path}{line} is not YAML: {getattr(error, 'problem', error)}"
-        ) from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold 'name: value' lines, found {type(values).__name__}")
-    words: list[str] = []
-    for name, value in values.items():
-        if value is None:
-            continue
-        if isinstance(value, list):
-            words += [f"--{name}", *map(str, value)]
-        elif isinstance(value, dict):
-            words += [f"--{name}", json.dumps(value)]
-        else:
-            words.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
-    return words
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ConfigError(f"{path}{line} is not YAML: {problem}; correct it") from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+    seen: dict[str, int] = {}
+    for number, name, value in entries:
+        if name in seen:
+            raise ConfigError(f"{path}:{number}: {name} stands in line {seen[name]} too; drop one")
+        seen[name] = number
+        if value is not None:
+            yield number, _words(name, value)
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """Write one entry of a recipe as command line words."""
+    if isinstance(value, list):
+        return [f"--{name}", *(_word(entry) for entry in value)]
+    return [f"--{name}={_word(value)}"]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def from_environment(environ: Mapping[str, str], loss: str) -> dict[str, Any]:
@@ -303,7 +385,7 @@ def from_environment(environ: Mapping[str, str], loss: str) -> dict[str, Any]:
     """
     from rankwright.hub import parse_use_hf
 
-    convert = {
+    convert: dict[str, Callable[[str], Any]] = {
         "temperature": float,
         "min_group_size": int,
         "max_positive_samples": int,
@@ -313,7 +395,8 @@ def from_environment(environ: Mapping[str, str], loss: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for variable, (name, only) in ENVIRONMENT.items():
         text = environ.get(variable)
-        if text is None or (only is not None and only != loss):
+        # a variable that is set to nothing counts as unset, as shells write it
+        if text is None or not text.strip() or (only is not None and only != loss):
             continue
         try:
             values[name] = convert.get(name, str)(text)
@@ -321,6 +404,8 @@ def from_environment(environ: Mapping[str, str], loss: str) -> dict[str, Any]:
             raise ConfigError(
                 f"{variable}={text!r} is not a number; correct or unset the variable"
             ) from error
+        except ConfigError as error:
+            raise ConfigError(f"{variable}: {error}") from error
     return values
 
 
@@ -397,10 +482,7 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
     from rankwright.losses import find_loss
 
     given = {
-        ALIASES.get(name, name): value
-        for name, value in given.items()
-        if name not in WITHOUT_EFFECT
-        or name in {f.name for f in dataclasses.fields(TrainingArguments)}
+        ALIASES.get(name, name): value for name, value in given.items() if not _without_effect(name)
     }
     training_names = [f.name for f in dataclasses.fields(TrainingArguments) if f.init]
     own = [f.name for group in GROUPS for f in dataclasses.fields(group)]
@@ -413,28 +495,34 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
         **given,
         "loss_type": loss,
     }
-    parts = []
-    for group in GROUPS:
-        names = {f.name for f in dataclasses.fields(group)}
-        parts.append(group(**{name: values[name] for name in names if name in values}))
-    model, data, loss_arguments, tuner, run = parts
-    training = {**TRAINING_DEFAULTS, **{n: values[n] for n in training_names if n in values}}
-    if training.get("deepspeed") == "none":
-        # how a command line takes back what its script or YAML file says
-        del training["deepspeed"]
-    arguments = TrainArguments(model, data, loss_arguments, tuner, run, training)
+    arguments = TrainArguments(
+        _filled(ModelArguments, values),
+        _filled(DataArguments, values),
+        _filled(LossArguments, values),
+        _filled(TunerArguments, values),
+        _filled(RunArguments, values),
+        {**TRAINING_DEFAULTS, **{n: values[n] for n in training_names if n in values}},
+    )
     _check(arguments, given)
     return arguments
+
+
+def _filled(kind: type[T], values: Mapping[str, Any]) -> T:
+    names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: values[name] for name in names if name in values})
 
 
 def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
     model, data, loss = arguments.model, arguments.data, arguments.loss
     for name in ("dataset", "val_dataset"):
-        if isinstance(getattr(data, name), str):
-            setattr(data, name, getattr(data, name).split())
+        value = getattr(data, name)
+        # one path, from Python; it may hold spaces
+        names = [value] if isinstance(value, (str, os.PathLike)) else value
+        setattr(data, name, [os.fspath(entry) for entry in names])
     for part, name in ((arguments.tuner, "target_modules"), (arguments.run, "metrics")):
-        if isinstance(getattr(part, name), str):
-            setattr(part, name, getattr(part, name).replace(",", " ").split())
+        value = getattr(part, name)
+        words = value if isinstance(value, str) else " ".join(value)
+        setattr(part, name, words.replace(",", " ").split())
     if not data.dataset:
         raise ConfigError("--dataset is missing; give files, folders or ids of rows to train on")
     check_model_arguments(model)
@@ -444,10 +532,9 @@ def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
         raise ConfigError(f"--split_dataset_ratio {data.split_dataset_ratio} is not in [0, 1)")
     if data.val_dataset and data.split_dataset_ratio:
         raise ConfigError("--val_dataset and --split_dataset_ratio exclude each other; give one")
-    if loss.temperature <= 0:
-        raise ConfigError(f"--temperature {loss.temperature} is not above 0")
-    if loss.pos_weight <= 0:
-        raise ConfigError(f"--pos_weight {loss.pos_weight} is not above 0")
+    for name, number in (("temperature", loss.temperature), ("pos_weight", loss.pos_weight)):
+        if not 0 < number < float("inf"):
+            raise ConfigError(f"--{name} {number} is not a number above 0")
     for name, value, least in (
         ("max_positive_samples", data.max_positive_samples, 1),
         ("max_negative_samples", data.max_negative_samples, 0),
@@ -465,9 +552,38 @@ def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
         )
     if arguments.run.resume and arguments.run.overwrite:
         raise ConfigError("--resume and --overwrite exclude each other; give one")
+    if arguments.tuner.quant_bits is not None and arguments.tuner.tuner_type == "full":
+        raise ConfigError(
+            "--quant_bits freezes the weights, so there is nothing to train; add --tuner_type lora"
+        )
+    _resolve_deepspeed(arguments, given)
     if arguments.tuner.tuner_type == "lora" and "learning_rate" not in given:
         # adapters start at zero and train a fraction of the weights; ms-swift's default is the same
         arguments.training["learning_rate"] = 1e-4
+
+
+def _resolve_deepspeed(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
+    """Replace a name such as ``zero2`` by its configuration; a file stays a file."""
+    value = arguments.training.get("deepspeed")
+    if not value or value == "none":
+        # "none" is how a command line takes back what its script or YAML file says
+        arguments.training.pop("deepspeed", None)
+        return
+    if isinstance(value, str) and not value.lstrip().startswith("{"):
+        if value in DEEPSPEED:
+            arguments.training["deepspeed"] = copy.deepcopy(DEEPSPEED[value])
+        elif not Path(value).is_file():
+            near = difflib.get_close_matches(value, DEEPSPEED, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ";"
+            raise ConfigError(
+                f"--deepspeed {value!r} is neither a file nor a name{hint} "
+                f"Give a file or one of {', '.join(DEEPSPEED)}"
+            )
+    if not {"bf16", "fp16"} & set(given) and arguments.model.torch_dtype in ("bfloat16", "float16"):
+        # DeepSpeed keeps float32 master weights only where its half-precision section is on;
+        # without them, steps at a small learning rate are lost in the rounding of the weights
+        name = "bf16" if arguments.model.torch_dtype == "bfloat16" else "fp16"
+        arguments.training[name] = True
 
 
 def check_model_arguments(model: ModelArguments) -> None:
@@ -488,5 +604,5 @@ def _choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
     if value not in allowed:
         names = [a for a in allowed if a is not None]
         near = difflib.get_close_matches(str(value), names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ";"
-        raise ConfigError(f"--{name} {value!r} is unknown{hint} Choose from {', '.join(names)}")
+        hint = f"did you mean {near[0]!r}? Choose" if near else "choose"
+        raise ConfigError(f"--{name} {value!r} is unknown; {hint} from {', '.join(names)}")

@@ -165,6 +165,8 @@ def _unknown_command(name: str) -> ConfigError:
 def _quiet() -> None:
     """Leave the screen to our own lines; warnings and errors of the libraries still show."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # threads that spin while they wait cost up to ten times on a machine that has other work, five per cent else
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.basicConfig(level=logging.WARNING, format="rankwright: %(message)s", stream=sys.stderr)
     import transformers

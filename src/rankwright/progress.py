@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,7 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(stderr=True)
+# of several processes the first one speaks; torchrun and accelerate number them in RANK
+console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
 
 
 def bar() -> Progress:

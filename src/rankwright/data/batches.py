@@ -140,9 +140,10 @@ class BatchPlan(Sampler[list[Item]]):
         """All batches of an epoch, over all processes."""
         if self.tokens is None:
             batches = self._by_queries(epoch)[: self.total]
-        else:
-            batches = self._plans.get(epoch) or self._by_tokens(epoch)
-        return _split_to(batches, self.total)
+            # all but the last step stay as one process would take them
+            whole = len(batches) // self.world * self.world
+            return batches[:whole] + _split_to(batches[whole:], self.total - whole)
+        return _split_to(self._plans.get(epoch) or self._by_tokens(epoch), self.total)
 
     def _order(self, epoch: int) -> list[int]:
         generator = np.random.default_rng((self.dataset.sampling.seed, epoch))

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 SPEC_FILE = "rankwright.json"
 ADAPTER_FILE = "adapter_config.json"
 COMPLETE_FILE = "rankwright.complete"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.spm", "*.tiktoken", "tekken.json")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # what configurations call their dropout rates
 DROPOUTS = (
@@ -219,6 +220,12 @@ def describe(
         raise ConfigError(
             f"--task_type says {options.kind}, but {folder} was trained as {spec.kind}; drop the flag"
         )
+    if not any(found for pattern in TOKENIZER_FILES for found in base.glob(pattern)):
+        # transformers would make an empty one, to which every word is unknown
+        raise ConfigError(
+            f"{base} holds no tokenizer (tokenizer.json, vocab.txt, ...); copy the files of its "
+            "base model there"
+        )
     with _one_line(base, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=options.trust_remote_code)
     spec = _spec(spec, options, kind, config, tokenizer)
@@ -233,7 +240,8 @@ def _one_line(folder: Path, what: str) -> Iterator[None]:
     except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(
-            f"{folder}: the {what} does not load: {first} Give a folder or id of a transformers model"
+            f"{folder}: the {what} does not load: {first} "
+            "Give a folder or id of a transformers model"
         ) from error
 
 

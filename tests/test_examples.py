@@ -1,4 +1,4 @@
-"""Every script and YAML recipe of ``examples/`` runs, on a tiny model and rows in place of its own."""
+"""Every script and YAML recipe of ``examples/`` runs, on a tiny model and tiny rows."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_documented_scripts_are_there_with_a_twin_each() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_script_and_its_twin_say_the_same(name: str) -> None:
-    """Same names, same values, once both are parsed; every name is known, or the parser would raise."""
+    """Same names, same values, once parsed; every name is known, or the parser would raise."""
     words = words_of(FOLDER / f"{name}.sh")
     recipe = FOLDER / f"{name}.yaml"
     script, twin = parsed(words), parsed([str(recipe)])

@@ -1,0 +1,197 @@
+"""What the README says: its commands and snippets run, its tables are the code's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwright import cli
+from rankwright.arguments import ENVIRONMENT, GROUPS
+from rankwright.data.readers import READERS, load_examples
+from rankwright.losses import LOSSES
+from rankwright.metrics import METRICS
+from tests.tiny import examples, save_base
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^(<!-- run -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# programs that a shell block names without being run here
+OUTSIDE = {"make", "pip", "vllm", "docker", "curl", "git"}
+
+
+def blocks() -> Iterator[tuple[str, str, bool]]:
+    """Language, text and whether it is marked to run, in order."""
+    for mark, language, text in BLOCK.findall(README):
+        yield language, text, bool(mark)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each command of a shell block."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+
+
+def section(title: str) -> str:
+    return README.split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def table(title: str) -> list[list[str]]:
+    """The cells of the first table of a section, without its head."""
+    lines = [line for line in section(title).splitlines() if line.startswith("|")]
+    rows: list[list[str]] = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines
+    ]
+    return rows[2:]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the models and files that the README names, tiny."""
+    save_base(tmp_path / "Alibaba-NLP" / "gte-reranker-modernbert-base", "modernbert")
+    save_base(tmp_path / "Qwen" / "Qwen3-Reranker-0.6B", "qwen3")
+    for name, count, seed in (("rows.jsonl", 20, 0), ("test.jsonl", 4, 1)):
+        lines = [
+            {"query": e.query, "positive": e.documents[:1], "negative": e.documents[1:]}
+            for e in examples(count, seed=seed, longest=12)
+        ]
+        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "documents.txt").write_text("fish and frogs\na crane\nbirds sleep\na ship\n")
+    queries = [{"query": e.query, "documents": e.documents} for e in examples(3, longest=8)]
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(q) + "\n" for q in queries))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_commands_and_snippets_run_in_order(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every marked shell block and every Python block, top to bottom, in one folder."""
+    pytest.importorskip("sentence_transformers", reason="extra dev")
+    namespace: dict[str, Any] = {}
+    for language, text, run in blocks():
+        if language == "python":
+            exec(compile(text, "README.md", "exec"), namespace)
+        if not run:
+            continue
+        assert language == "bash"
+        for words in commands(text):
+            assert words[0] == "rankwright"
+            code = cli.main(words[1:])
+            assert code == 0, f"{shlex.join(words)}\n{capsys.readouterr().err}"
+    ranked = [json.loads(line) for line in (place / "ranked.jsonl").read_text().splitlines()]
+    assert [len(line["results"]) for line in ranked] == [4, 4, 4]
+    for name in ("metrics.json", "run.trec", "qrels.txt"):
+        assert (place / "results" / name).is_file()
+    assert (place / "output-qwen3" / "adapter").is_dir()
+    # what the vLLM command names
+    assert (place / "output-qwen3" / "chat_template.jinja").is_file()
+
+
+def test_the_snippets_of_three_libraries_agree(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The generative snippet through transformers prints the score that ours gives."""
+    import rankwright
+
+    save_base(place / "base", "qwen3")
+    rankwright.Reranker.load("base", device="cpu").save("output-qwen3")
+    snippet = next(t for lang, t, _ in blocks() if lang == "python" and "CausalLM" in t)
+    exec(compile(snippet, "README.md", "exec"), {})
+    found = float(capsys.readouterr().out.split()[-1])
+    reranker = rankwright.Reranker.load("output-qwen3", device="cpu")
+    ours = reranker.score([("what does a heron eat?", "Fish and frogs.")])[0]
+    assert found == pytest.approx(ours, abs=1e-4)
+
+
+def test_other_commands_are_what_they_seem() -> None:
+    """What is not run here is no command of ours, and each make target exists."""
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    seen = set()
+    for language, text, run in blocks():
+        if language != "bash" or run:
+            continue
+        for words in commands(text):
+            assert words[0] in OUTSIDE, f"mark the block with <!-- run -->: {shlex.join(words)}"
+            seen.add(words[0])
+            if words[0] == "make":
+                assert set(words[1:]) <= targets
+    assert {"make", "pip"} <= seen
+
+
+def test_row_formats(tmp_path: Path) -> None:
+    """Every reader has its line, and each line is read by the reader it is listed under."""
+    rows = table("Your own rows in one minute")
+    names = [row[0].split("`")[1] for row in rows]
+    assert names == list(READERS)
+    for name, row in zip(names, rows, strict=True):
+        if not READERS[name].columns:
+            continue
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text(row[1].strip("`") + "\n")
+        data = load_examples(file)
+        assert [source.data_format for source in data.sources] == [name]
+        assert data.examples[0].query == "q"
+        assert "a" in data.examples[0].documents
+
+
+def test_losses_metrics_and_variables() -> None:
+    """The tables hold the code's names and defaults, all of them."""
+    text = section("What works")
+    head = next(line for line in text.splitlines() if line.startswith("| kind"))
+    assert re.findall(r"`(\w+)`", head) == list(LOSSES)
+    metrics = text.split("Metrics: ", 1)[1].split(", each", 1)[0]
+    assert re.findall(r"`(\w+)`", metrics) == list(METRICS)
+    defaults = {f.name: f.default for group in GROUPS for f in dataclasses.fields(group)}
+    defaults |= {"positive_token": "yes", "negative_token": "no"}
+    rows = [[cell.strip("`") for cell in row] for row in table("Coming from ms-swift")]
+    assert rows == [
+        [variable, str(defaults[name]).lower(), f"--{name}"]
+        for variable, (name, _) in ENVIRONMENT.items()
+    ]
+
+
+def test_every_argument_that_is_named_exists() -> None:
+    from transformers import TrainingArguments
+
+    from rankwright.arguments import ALIASES, WITHOUT_EFFECT
+
+    ours = [*GROUPS, cli.EvaluateArguments, cli.RankArguments, cli.CheckArguments]
+    known = {f.name for kind in (*ours, TrainingArguments) for f in dataclasses.fields(kind)}
+    known |= set(ALIASES) | set(WITHOUT_EFFECT)
+    prose = BLOCK.sub("", README)
+    for name in re.findall(r"--([a-z][a-z0-9_]+)", prose):
+        assert name in known | {"help"}, name
+
+
+def test_the_tree_is_the_repository() -> None:
+    """Every path of the annotated tree exists, and every module stands in it."""
+    tree = next(text for language, text, _ in blocks() if language == "text")
+    folder: dict[int, Path] = {-2: ROOT}
+    found = set()
+    for line in tree.splitlines():
+        depth = len(line) - len(line.lstrip())
+        for word in re.split(r"\s{2,}", line.strip()):
+            if not re.fullmatch(r"[\w./]+(\.py|\.md|/)", word):
+                continue
+            path = folder[depth - 2] / word
+            assert path.exists(), word
+            found.add(path)
+            if word.endswith("/"):
+                folder[depth] = path
+    modules = set((ROOT / "src").rglob("*.py"))
+    assert {path for path in modules - found if path.name != "__init__.py"} == set()
+
+
+def test_links_lead_somewhere() -> None:
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)\)", text):
+            assert (ROOT / target).exists(), f"{name}: {target}"

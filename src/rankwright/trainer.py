@@ -340,6 +340,8 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
         self.note: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer is not None:
+            self.trainer.work = _Work()  # the clock starts now
         if not state.is_world_process_zero:
             return
         self.progress = bar()

@@ -154,6 +154,24 @@ def test_half_precision_scores_stay_apart() -> None:
     assert distinct > 2 * len(set(logits.tolist()))
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_half_precision_weights_give_float32_scores(name: str) -> None:
+    """bfloat16 weights: within its rounding of the float64 scores, and the head's projection in float32."""
+    exact, collate = reranker(name, packed=True)
+    batch = collate(groups())
+    generative = exact.kind == "generative"
+    half = RerankerModel(
+        tiny.build(name).to(torch.bfloat16), exact.kind, exact.token_ids if generative else None
+    )
+    scores_P = half(batch)
+    assert scores_P.dtype == torch.float32
+    spread = exact(batch).detach().std()
+    assert (scores_P.double() - exact(batch)).abs().max() < 0.5 * spread + 0.1
+    assert len(set(scores_P.tolist())) == len(scores_P)
+    scores_P.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in half.parameters() if p.grad is not None)
+
+
 def test_every_family_has_its_case() -> None:
     assert {case.split(":")[0] for case in CASES} == set(FAMILIES)
 

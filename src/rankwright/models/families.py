@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rankwright.types import PackedBatch
 
-Head = Callable[[Any, Tensor, PackedBatch], Tensor]
+Head = Callable[[Any, Tensor, PackedBatch], Any]
 
 
 def first_token(hidden_TH: Tensor, batch: PackedBatch) -> Tensor:
@@ -40,30 +40,33 @@ def mean_tokens(hidden_TH: Tensor, batch: PackedBatch) -> Tensor:
     return (total_SH / lengths_S[:, None])[batch.segment_P]
 
 
-def modernbert_head(model: Any, hidden_TH: Tensor, batch: PackedBatch) -> Tensor:
+def modernbert_head(model: Any, hidden_TH: Tensor, batch: PackedBatch) -> Any:
     """Cls or mean pooling as the configuration says, dense, activation, norm, linear."""
     pool = first_token if model.config.classifier_pooling == "cls" else mean_tokens
     return model.classifier(model.drop(model.head(pool(hidden_TH, batch))))
 
 
-def bert_head(model: Any, hidden_TH: Tensor, batch: PackedBatch) -> Tensor:
+def bert_head(model: Any, hidden_TH: Tensor, batch: PackedBatch) -> Any:
     """First token, dense and tanh, linear."""
-    pooled_PH = model.base_model.pooler(first_token(hidden_TH, batch)[:, None])
+    pooler = model.base_model.pooler
+    # the pooler belongs to the backbone, which may be in half precision; the last projection never is
+    first_PH = first_token(hidden_TH, batch).to(next(pooler.parameters()).dtype)
+    pooled_PH = pooler(first_PH[:, None]).to(hidden_TH.dtype)
     return model.classifier(model.dropout(pooled_PH))
 
 
-def roberta_head(model: Any, hidden_TH: Tensor, batch: PackedBatch) -> Tensor:
+def roberta_head(model: Any, hidden_TH: Tensor, batch: PackedBatch) -> Any:
     """The family's classification head, which reads the first token of each row."""
     return model.classifier(first_token(hidden_TH, batch)[:, None])
 
 
-def distilbert_head(model: Any, hidden_TH: Tensor, batch: PackedBatch) -> Tensor:
+def distilbert_head(model: Any, hidden_TH: Tensor, batch: PackedBatch) -> Any:
     """First token, dense and ReLU, linear."""
     pooled_PH = nn.functional.relu(model.pre_classifier(first_token(hidden_TH, batch)))
     return model.classifier(model.dropout(pooled_PH))
 
 
-def decoder_head(model: Any, hidden_TH: Tensor, batch: PackedBatch) -> Tensor:
+def decoder_head(model: Any, hidden_TH: Tensor, batch: PackedBatch) -> Any:
     """Last token, linear."""
     return model.score(hidden_TH[batch.score_index_P])
 

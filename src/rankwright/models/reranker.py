@@ -108,11 +108,9 @@ class RerankerModel(nn.Module):
         return self.family.position_offset(self.config) if self.family is not None else 0
 
     def head_modules(self) -> list[nn.Module]:
-        """What stands between the backbone's hidden states and the logit."""
+        """The modules beside the backbone."""
         backbone = self.hf.base_model
-        modules = [child for child in self.hf.children() if child is not backbone]
-        pooler = getattr(backbone, "pooler", None)
-        return [*modules, pooler] if pooler is not None else modules
+        return [child for child in self.hf.children() if child is not backbone]
 
     @property
     def is_activation_checkpointing(self) -> bool:

@@ -140,6 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command is None:
             raise _unknown_command(words[0])
+        if "-h" in words or "--help" in words:
+            _print_help(words[0])
+            return 0
         _quiet()
         return command(words[1:])
     except RankwrightError as error:
@@ -158,14 +161,15 @@ def _unknown_command(name: str) -> ConfigError:
     import difflib
 
     near = difflib.get_close_matches(name, list(COMMANDS), n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return ConfigError(f"{name!r} is not a command; {hint}Choose from {', '.join(COMMANDS)}")
+    hint = f"did you mean {near[0]!r}? Choose" if near else "choose"
+    return ConfigError(f"{name!r} is not a command; {hint} from {', '.join(COMMANDS)}")
 
 
 def _quiet() -> None:
     """Leave the screen to our own lines; warnings and errors of the libraries still show."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # threads that spin while they wait cost up to ten times on a machine that has other work, five per cent else
+    # threads that spin while they wait cost up to ten times on a machine that has other work, and
+    # five per cent else
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.basicConfig(level=logging.WARNING, format="rankwright: %(message)s", stream=sys.stderr)
@@ -178,13 +182,26 @@ def _quiet() -> None:
 def _parse(command: str, types: Sequence[type], words: list[str], **options: Any) -> dict[str, Any]:
     from rankwright import arguments
 
-    if "-h" in words or "--help" in words:
-        _print_help(command, types)
-        raise SystemExit(0)
     return arguments.parse(f"rankwright {command}", types, words, **options)
 
 
-def _print_help(command: str, types: Sequence[type]) -> None:
+def _types(command: str) -> list[type]:
+    """The dataclasses whose fields are a command's own arguments."""
+    from rankwright import arguments as room
+
+    types: dict[str, list[type]] = {
+        "quickstart": [QuickstartArguments],
+        "train": list(room.GROUPS),
+        "evaluate": [EvaluateArguments, room.ModelArguments],
+        "rank": [RankArguments, room.ModelArguments],
+        "check": [CheckArguments, room.ModelArguments],
+    }
+    return types[command]
+
+
+def _print_help(command: str) -> None:
+    """Print a command's arguments; nothing that takes long to import is needed for it."""
+    types = _types(command)
     print(f"usage: rankwright {command} {HELP[command]}\n")
     for group in types:
         print(f"{(group.__doc__ or group.__name__).strip().splitlines()[0]}")
@@ -208,15 +225,12 @@ def _default(f: dataclasses.Field[Any]) -> str:
 
 
 def _train(words: list[str]) -> int:
-    from rankwright import arguments as room
-
-    types: list[type] = list(room.GROUPS)
-    if "-h" in words or "--help" in words:
-        _print_help("train", types)
-        return 0
     from transformers import TrainingArguments
 
-    given = room.parse("rankwright train", [*types, TrainingArguments], words, recipe=True)
+    from rankwright import arguments as room
+
+    types = [*_types("train"), TrainingArguments]
+    given = room.parse("rankwright train", types, words, recipe=True)
     resolved = room.resolve(given)
     from rankwright.evaluation import metrics_table
     from rankwright.progress import console
@@ -249,25 +263,30 @@ def _report_truncation(reranker: Any) -> None:
     if cut:
         parts = " and ".join(f"{count} {name}" for name, count in cut.items())
         console.print(
-            f"{parts} were cut at {reranker.loaded.spec.max_length} tokens; raise --max_length to keep more"
+            f"{parts} were cut at {reranker.loaded.spec.max_length} tokens; "
+            "raise --max_length to keep more"
         )
+
+
+def _model_arguments(given: dict[str, Any]) -> Any:
+    """What was given about the model, above what the environment says of it."""
+    from rankwright import arguments as room
+
+    return _own(room.ModelArguments, {**room.from_environment(os.environ, ""), **given})
 
 
 def _reranker(given: dict[str, Any], batch_tokens: int) -> Any:
     from rankwright import arguments as room
     from rankwright.ranking import Reranker
 
-    names = {f.name for f in dataclasses.fields(room.ModelArguments)}
-    environment = room.from_environment(os.environ, "")
-    model = room.ModelArguments(**{k: v for k, v in {**environment, **given}.items() if k in names})
+    model = _model_arguments(given)
     room.check_model_arguments(model)
     return Reranker.load(model.model, batch_tokens=batch_tokens, **room.load_options(model))
 
 
 def _evaluate(words: list[str]) -> int:
-    from rankwright import arguments as room
 
-    given = _parse("evaluate", [EvaluateArguments, room.ModelArguments], words)
+    given = _parse("evaluate", _types("evaluate"), words)
     options = _own(EvaluateArguments, given)
     if not options.dataset:
         raise ConfigError("--dataset is missing; give rows to evaluate on")
@@ -276,12 +295,16 @@ def _evaluate(words: list[str]) -> int:
     from rankwright.metrics import parse_metrics
     from rankwright.progress import console, tracked
 
+    options.metrics = " ".join(options.metrics).replace(",", " ").split()
     parse_metrics(options.metrics)
+    if options.output is not None:
+        # before the ranking, which may take hours
+        _make_folder(options.output)
     data = load_examples(
         options.dataset,
         data_format=options.data_format,
         split=options.split,
-        use_hf=given.get("use_hf", True),
+        use_hf=_model_arguments(given).use_hf,
         purpose="eval",
     )
     _report_dropped(data.report.dropped)
@@ -323,9 +346,8 @@ def _report_dropped(dropped: dict[str, int]) -> None:
 
 
 def _rank(words: list[str]) -> int:
-    from rankwright import arguments as room
 
-    given = _parse("rank", [RankArguments, room.ModelArguments], words)
+    given = _parse("rank", _types("rank"), words)
     options = _own(RankArguments, given)
     one = options.query is not None or options.documents is not None
     if one == (options.input is not None):
@@ -383,11 +405,18 @@ def _sigmoid(score: float) -> float:
     return 1 / (1 + math.exp(-score)) if score >= 0 else math.exp(score) / (1 + math.exp(score))
 
 
+def _make_folder(output: str) -> None:
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from error
+
+
 def _writer(output: str | None) -> Any:
     if output is None:
         return nullcontext(sys.stdout)
     try:
-        return open(output, "w", encoding="utf-8")  # noqa: SIM115 - the caller closes it
+        return open(output, "w", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from error
 
@@ -426,17 +455,15 @@ def _texts(path: Path, lines: list[str]) -> Iterator[str]:
 
 
 def _check(words: list[str]) -> int:
-    from rankwright import arguments as room
 
     files = []
     while words and not words[0].startswith("-"):
         files.append(words.pop(0))
     if files:
         words = ["--dataset", *files, *words]
-    given = _parse("check", [CheckArguments, room.ModelArguments], words)
+    given = _parse("check", _types("check"), words)
     options = _own(CheckArguments, given)
-    names = {f.name for f in dataclasses.fields(room.ModelArguments)}
-    model = room.ModelArguments(**{k: v for k, v in given.items() if k in names})
+    model = _model_arguments(given)
     if not options.dataset and not model.model:
         raise ConfigError(
             "give rows to look at, --model, or both: rankwright check rows.jsonl --model M"
@@ -451,7 +478,7 @@ def _check(words: list[str]) -> int:
 
 
 def _quickstart(words: list[str]) -> int:
-    options = _own(QuickstartArguments, _parse("quickstart", [QuickstartArguments], words))
+    options = _own(QuickstartArguments, _parse("quickstart", _types("quickstart"), words))
     from rankwright.quickstart import quickstart
 
     quickstart(

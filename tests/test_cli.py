@@ -1,0 +1,331 @@
+"""The command line: help is quick, a user's mistake is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwright import __version__, cli
+from tests import tiny
+
+ROWS = [
+    {"query": "fox jumps", "positive": ["the quick fox jumps"], "negative": ["rain falls"]},
+    {"query": "old ships", "positive": ["old ships sleep"], "negative": ["white birds", "a dog"]},
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random BERT, as a hub would give it."""
+    return str(tiny.save_base(tmp_path_factory.mktemp("cli") / "bert", "bert"))
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> str:
+    return write(tmp_path, "rows.jsonl", *map(json.dumps, ROWS))
+
+
+def write(folder: Path, name: str, *lines: str) -> str:
+    path = folder / name
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line on standard error that a command ends with, its exit code being 2."""
+    capsys.readouterr()
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("rankwright: ")
+    assert "Traceback" not in err
+    return err.removeprefix("rankwright: ").rstrip("\n")
+
+
+# --- help and version -------------------------------------------------------------------------
+
+
+def test_top_level_help_and_version_import_nothing_heavy() -> None:
+    """In a fresh interpreter: neither torch nor transformers nor numpy is loaded."""
+    script = (
+        "import sys; from rankwright.cli import main; codes = [main(['--help']), main(['-h']), "
+        "main([]), main(['--version'])] + [main([c, '--help']) for c in "
+        "('train', 'evaluate', 'rank', 'check', 'quickstart')]; "
+        "print(codes, {'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0, 0, 0, 0, 0, 0] set()"
+    assert done.stdout.startswith(cli.USAGE)
+    assert f"rankwright {__version__}\n" in done.stdout
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_of_a_command_lists_its_flags(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dataclasses import fields
+
+    for words in ([command, "--help"], [command, "-h"], [command, "--model", "m", "--help"]):
+        assert cli.main(words) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert out.startswith(f"usage: rankwright {command} {cli.HELP[command]}\n")
+        for kind in cli._types(command):
+            for f in fields(kind):
+                assert f"  --{f.name} " in out
+
+
+def test_the_module_and_its_exit_code() -> None:
+    """``python -m rankwright``, in its own process: code 2, one line, nothing else."""
+    words = [sys.executable, "-m", "rankwright", "trian"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "rankwright: 'trian' is not a command; did you mean 'train'? "
+        f"Choose from {', '.join(cli.COMMANDS)}\n"
+    )
+
+
+# --- mistakes in the words --------------------------------------------------------------------
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mistake(capsys, "serve").startswith("'serve' is not a command; ")
+    assert mistake(capsys, "xyz") == (
+        f"'xyz' is not a command; choose from {', '.join(cli.COMMANDS)}"
+    )
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_unknown_flag_names_the_nearest(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mistake(capsys, command, "--modle", "m") == (
+        "--modle is not an argument; did you mean --model?"
+    )
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "rank"])
+def test_missing_model(
+    command: str, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = write(tmp_path, "docs.txt", "a text")
+    words = ["--query", "q", "--documents", texts] if command == "rank" else ["--dataset", rows]
+    line = mistake(capsys, command, *words)
+    assert line == "--model is missing; give a local folder or an id such as owner/name"
+
+
+def test_missing_dataset(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mistake(capsys, "train", "--model", model).startswith("--dataset is missing; give files")
+    assert mistake(capsys, "evaluate", "--model", model).startswith(
+        "--dataset is missing; give row"
+    )
+    assert mistake(capsys, "check").startswith("give rows to look at, --model, or both")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--query", "q"], "--query and --documents belong together; give both"),
+        ([], "give --query with --documents FILE, or --input FILE of"),
+        (["--query", "q", "--documents", "d", "--input", "i"], "give --query with --documents"),
+        (["--query", "q", "--documents", "d", "--top_k", "0"], "--top_k 0 is less than 1"),
+        (["--query", "q", "--documents", "d", "--top_k", "x"], "argument --top_k/--top-k: invalid"),
+        (["--query", "q", "--documents", "gone.txt"], "--documents gone.txt: No such file"),
+        (["--input", "gone.jsonl"], "gone.jsonl"),
+    ],
+)
+def test_rank_words(
+    model: str, words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mistake(capsys, "rank", "--model", model, *words).startswith(complaint)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_bad_metric_name(
+    command: str, model: str, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", model, "--dataset", rows, "--metrics", "ndgc@10"]
+    if command == "train":
+        words += ["--output_dir", str(tmp_path / "out")]
+    line = mistake(capsys, command, *words)
+    assert "ndgc" in line
+    assert "ndcg" in line
+
+
+# --- mistakes in the rows ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "check"])
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        (None, "rows.jsonl"),
+        ([], "rows.jsonl"),
+        ([json.dumps(ROWS[0]), '{"query": '], "rows.jsonl:2"),
+        ([json.dumps(ROWS[0]), '{"positive": ["a"], "negative": ["b"]}'], "rows.jsonl:2"),
+        (['{"colour": "red"}'], "rows.jsonl:1"),
+    ],
+    ids=["missing", "empty", "broken JSON", "no query", "unknown layout"],
+)
+def test_rows_that_cannot_be_read(
+    command: str,
+    lines: list[str] | None,
+    complaint: str,
+    model: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = str(tmp_path / "rows.jsonl")
+    if lines is not None:
+        write(tmp_path, "rows.jsonl", *lines)
+    words = ["--dataset", path]
+    if command != "check":
+        words += ["--model", model]
+    if command == "train":
+        words += ["--output_dir", str(tmp_path / "out")]
+    assert complaint in mistake(capsys, command, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_zero_rows_left(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows without a negative are none for a listwise loss; what was left out is said before."""
+    path = write(tmp_path, "rows.jsonl", '{"query": "q", "positive": ["a"], "negative": []}')
+    words = ["train", "--model", model, "--dataset", path, "--output_dir", str(tmp_path / "out")]
+    assert cli.main(words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith(
+        "rankwright: no row is left to train on: {'no negative document': 1}"
+    )
+    assert not any("Traceback" in line for line in lines)
+    assert not (tmp_path / "out").exists()
+
+
+def test_documents_that_cannot_be_read(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = write(tmp_path, "empty.txt")
+    broken = write(tmp_path, "broken.jsonl", '"a"', "{")
+    wrong = write(tmp_path, "wrong.jsonl", '"a"', "3")
+    for path, complaint in (
+        (empty, f"--documents {empty} holds no text; give one document a line"),
+        (broken, f"{broken}:2: broken JSON"),
+        (wrong, f'{wrong}:2: expected a text or {{"text": ...}}'),
+        (str(tmp_path), f"--documents {tmp_path}: Is a directory"),
+    ):
+        words = ["rank", "--model", model, "--query", "q", "--documents", path]
+        assert mistake(capsys, *words).startswith(complaint)
+
+
+# --- mistakes in the folders ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "rank"])
+def test_missing_model_folder(
+    command: str, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = str(tmp_path / "gone")
+    texts = write(tmp_path, "docs.txt", "a text")
+    words = ["--query", "q", "--documents", texts] if command == "rank" else ["--dataset", rows]
+    if command == "train":
+        words += ["--output_dir", str(tmp_path / "out")]
+    assert gone in mistake(capsys, command, "--model", gone, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_model_folder_without_a_model(
+    rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    assert str(folder) in mistake(capsys, "evaluate", "--model", str(folder), "--dataset", rows)
+
+
+def test_output_folders(
+    model: str, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another run, someone's files, a file, and nothing to resume: refused, nothing is touched."""
+    base = ["train", "--model", model, "--dataset", rows, "--output_dir"]
+    run = tmp_path / "run"
+    run.mkdir()
+    write(run, "rankwright.json", "{}")
+    line = mistake(capsys, *base, str(run))
+    assert line.startswith(f"--output_dir {run} is not empty; choose another, go on with --resume")
+    line = mistake(capsys, *base, str(run), "--resume", "true")
+    assert line == f"--resume: {run} holds no whole checkpoint; leave out --resume"
+    line = mistake(capsys, *base, str(tmp_path / "new"), "--resume", "true")
+    assert "holds no whole checkpoint" in line
+    other = tmp_path / "other"
+    other.mkdir()
+    write(other, "thesis.txt", "irreplaceable")
+    line = mistake(capsys, *base, str(other), "--overwrite", "true")
+    assert "holds files but no run of Rankwright; nothing was deleted" in line
+    assert (other / "thesis.txt").is_file()
+    assert mistake(capsys, *base, rows) == f"--output_dir {rows} is a file; name a folder"
+    words = ["evaluate", "--model", model, "--dataset", rows, "--output", f"{rows}/in/a/file"]
+    assert (
+        mistake(capsys, *words) == f"--output {rows}/in/a/file cannot be written: Not a directory"
+    )
+
+
+# --- what it does -----------------------------------------------------------------------------
+
+
+def test_rank_and_evaluate(
+    model: str, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lines for one query, the stream of many, and the table agree with the model's scores."""
+    from rankwright.ranking import Reranker
+
+    documents = ["the quick fox jumps", "rain falls", "grey seas"]
+    expected = Reranker.load(model).rank("fox", documents)
+    texts = write(tmp_path, "docs.txt", *documents)
+    base = ["rank", "--model", model]
+    assert cli.main([*base, "--query", "fox", "--documents", texts, "--top_k", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("]")[1].strip() for line in lines] == [r.document for r in expected[:2]]
+
+    source = write(
+        tmp_path, "in.jsonl", json.dumps({"query": "fox", "documents": documents, "query_id": "7"})
+    )
+    out = tmp_path / "out.jsonl"
+    words = ["--input", source, "--output", str(out), "--probability", "true"]
+    assert cli.main([*base, *words]) == 0
+    found: dict[str, Any] = json.loads(out.read_text())
+    assert found["query"] == "fox"
+    assert [entry["index"] for entry in found["results"]] == [r.index for r in expected]
+    scores = [entry["score"] for entry in found["results"]]
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 < score < 1 for score in scores)
+
+    folder = tmp_path / "measured"
+    words = ["--metrics", "mrr,ndcg@3", "--output", str(folder)]
+    assert cli.main(["evaluate", "--model", model, "--dataset", rows, *words]) == 0
+    assert {path.name for path in folder.iterdir()} == {"metrics.json", "run.trec", "qrels.txt"}
+
+
+def test_rows_come_from_the_hub_that_use_hf_names(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """USE_HF speaks of rows as of models; the flag wins over it."""
+    from rankwright.data import readers
+    from rankwright.errors import DataError
+
+    seen = []
+
+    def load_examples(*args: Any, **options: Any) -> Any:
+        seen.append(options["use_hf"])
+        raise DataError("stop here")
+
+    monkeypatch.setattr(readers, "load_examples", load_examples)
+    base = ["evaluate", "--model", model, "--dataset", "owner/rows"]
+    mistake(capsys, *base)
+    monkeypatch.setenv("USE_HF", "0")
+    mistake(capsys, *base)
+    mistake(capsys, *base, "--use_hf", "true")
+    assert seen == [True, False, True]

@@ -1,0 +1,80 @@
+"""What users type and import is frozen here; changing it is a line in the CHANGELOG."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+import rankwright
+from rankwright import cli
+from rankwright.arguments import GROUPS
+
+# fmt: off
+NAMES = [
+    "CheckpointError", "ConfigError", "DataError", "EvaluationResult", "Example", "RankedDocument",
+    "RankwrightError", "Reranker", "TrainResult", "__version__", "evaluate", "load_examples",
+    "offsets_from_flat_labels", "ranking_metrics", "train",
+]
+MODEL_FLAGS = {
+    "model", "task_type", "use_hf", "revision", "torch_dtype", "trust_remote_code", "max_length",
+    "template_prefix", "template_suffix", "instruction", "positive_token", "negative_token",
+    "dropout", "packed",
+}
+FLAGS = {
+    "quickstart": {"model", "output_dir", "seed", "max_steps", "overwrite"},
+    "train": MODEL_FLAGS | {
+        # rows
+        "dataset", "val_dataset", "split_dataset_ratio", "data_format", "max_positive_samples",
+        "max_negative_samples", "group", "batch_tokens", "share_prefix", "eval_batch_tokens",
+        # loss
+        "loss_type", "temperature", "min_group_size", "pos_weight",
+        # tuner
+        "tuner_type", "lora_rank", "lora_alpha", "lora_dropout", "target_modules", "use_dora",
+        "quant_bits", "merge_lora",
+        # run
+        "metrics", "early_stopping_patience", "resume", "overwrite",
+    },
+    "evaluate": MODEL_FLAGS | {
+        "dataset", "data_format", "split", "metrics", "batch_tokens", "output",
+    },
+    "rank": MODEL_FLAGS | {
+        "query", "documents", "input", "output", "top_k", "probability", "batch_tokens",
+    },
+    "check": MODEL_FLAGS | {"dataset", "val_dataset", "data_format"},
+}
+# fmt: on
+
+
+def test_all_is_frozen_and_importable() -> None:
+    assert rankwright.__all__ == NAMES
+    for name in NAMES:
+        assert getattr(rankwright, name) is not None
+    assert dir(rankwright) == sorted(NAMES)
+    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+        _ = rankwright.trian  # type: ignore[attr-defined]
+
+
+def test_commands_are_frozen() -> None:
+    assert set(cli.COMMANDS) == set(cli.HELP) == set(FLAGS)
+    for name in FLAGS:
+        assert f"\n  {name} " in cli.USAGE
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_flags_are_frozen(command: str) -> None:
+    found: list[Any] = [f for kind in cli._types(command) for f in fields(kind)]
+    assert {f.name for f in found} == FLAGS[command]
+    # no name stands in two groups, and each has its line of help
+    assert len(found) == len(FLAGS[command])
+    for f in found:
+        assert f.metadata["help"]
+
+
+def test_training_arguments_are_not_shadowed() -> None:
+    """Ours beside those of transformers: one name, one meaning."""
+    from transformers import TrainingArguments
+
+    own = {f.name for kind in GROUPS for f in fields(kind)}
+    assert not own & {f.name for f in fields(TrainingArguments)}

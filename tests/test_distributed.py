@@ -21,9 +21,9 @@ def test_two_processes_equal_one(tmp_path: Path, loss: str) -> None:
     base = tiny.save_base(tmp_path / "base", "bert")
     rows = write_rows(tmp_path / "rows.jsonl", tiny.examples(17, documents=5))
     val = write_rows(tmp_path / "val.jsonl", tiny.examples(5, documents=5, seed=1))
-    common = f"--model {base} --dataset {rows} --val_dataset {val} --use_cpu true --max_length 128 --optim sgd"
-    common += f" --learning_rate 0.05 --num_train_epochs 2 --dropout 0 --loss_type {loss}"
-    common += " --load_best_model_at_end false --dataloader_pin_memory false"
+    common = f"--model {base} --dataset {rows} --val_dataset {val} --use_cpu true --optim sgd"
+    common += f" --max_length 128 --learning_rate 0.05 --num_train_epochs 2 --loss_type {loss}"
+    common += " --dropout 0 --load_best_model_at_end false --dataloader_pin_memory false"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for name, launcher, size in (
         ("one", [sys.executable], 4),

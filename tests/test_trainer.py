@@ -98,7 +98,7 @@ def test_a_step_is_the_gradient_of_the_mean(tmp_path: Path, loss: str) -> None:
 
 @pytest.mark.parametrize("loss", ["pointwise", "listwise"])
 def test_accumulation_equals_one_batch(tmp_path: Path, loss: str) -> None:
-    """Normalised over the whole optimiser step: 8 queries at once, or 4 times 2, or by token budget."""
+    """Normalised over the whole optimiser step: 8 queries at once, or 4 times 2."""
     rows = [
         Example(e.query, e.documents[: 2 + i % 4], e.labels[: 2 + i % 4], query_id=e.query_id)
         for i, e in enumerate(ROWS[:8])
@@ -120,7 +120,7 @@ def test_accumulation_equals_one_batch(tmp_path: Path, loss: str) -> None:
 
 
 def test_token_budget_sees_every_group(tmp_path: Path) -> None:
-    """With accumulation over the whole epoch the same step as one big batch, however the budget cuts it."""
+    """Accumulated over the whole epoch: one big batch's step, however the budget cuts it."""
     common = {"optim": "sgd", "learning_rate": 0.05, "num_train_epochs": 2}
     train_on(
         arguments(
@@ -158,7 +158,7 @@ def test_token_budget_sees_every_group(tmp_path: Path) -> None:
 def test_training_learns_and_the_folder_scores_the_same(
     tmp_path: Path, name: str, loss: str
 ) -> None:
-    """Both kinds, both families of loss: the ranking improves, and what is saved is what was measured."""
+    """Both kinds and losses: the ranking improves, and what is saved is what was measured."""
     rows = tiny.examples(48, documents=5, longest=12)
     result = train_on(
         arguments(
@@ -230,7 +230,7 @@ def resumable(tmp_path: Path, out: str, **given: Any) -> Any:
 
 @pytest.mark.parametrize("tuner", ["full", "lora"])
 def test_resume_is_bit_equal(tmp_path: Path, tuner: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped by a signal at step 7 of 18, in the middle of an epoch, with dropout on, then resumed."""
+    """Stopped by a signal at step 7 of 18, within an epoch, with dropout on, then resumed."""
     whole = train_on(resumable(tmp_path, "whole", tuner_type=tuner), ROWS, ROWS[:8])
     _interrupt_at(monkeypatch, 7)
     with pytest.raises(
@@ -314,7 +314,7 @@ def test_the_best_checkpoint_is_the_result(tmp_path: Path) -> None:
 
 
 def test_early_stopping(tmp_path: Path) -> None:
-    """With a learning rate of zero nothing improves, so two evaluations after the first end the run."""
+    """At learning rate zero nothing improves: two evaluations after the first end the run."""
     result = train_on(
         arguments(
             tmp_path,

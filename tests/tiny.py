@@ -1,4 +1,4 @@
-"""Tiny random models of the real architectures, with tokenizers made on the spot; no file from outside."""
+"""Tiny random models of the real architectures, with tokenizers made on the spot."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from transformers import (
 
 from rankwright.types import Example
 
-WORDS = (
+TEXT = (
     "the quick brown fox jumps over a lazy dog while rain falls on green hills and cold rivers run "
     "to grey seas where old ships sleep under white birds that cry at dawn yes no"
-).split()
+)
+WORDS = TEXT.split()
 QWEN_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 
 ENCODERS = ("modernbert", "bert", "roberta", "xlm-roberta", "electra", "distilbert", "camembert")
@@ -83,7 +84,8 @@ def build(name: str, **overrides: Any) -> Any:
     """Build a random model.
 
     Args:
-        name: a family, with ``:seq`` for a decoder with a score head, ``:cls`` for ModernBERT's cls pooling.
+        name: a family, with ``:seq`` for a decoder with a score head, ``:cls`` for ModernBERT's cls
+            pooling.
         **overrides: of the configuration.
     """
     torch.manual_seed(0)

@@ -1,7 +1,8 @@
 """Rankwright trains, evaluates and runs text rerankers.
 
 >>> import rankwright
->>> result = rankwright.train(model="base", dataset="rows.jsonl", output_dir="output")  # doctest: +SKIP
+>>> result = rankwright.train(model="base", dataset="rows.jsonl", output_dir="output")  # doctest:
++SKIP
 >>> rankwright.Reranker.load("output").rank("a query", ["one", "another"])  # doctest: +SKIP
 """
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# torch and transformers take seconds to import, so what needs them is imported when it is first asked for
+# torch and transformers take seconds to import, so what needs them is imported when it is first
+# asked for
 _LAZY = {
     "EvaluationResult": "rankwright.evaluation",
     "RankedDocument": "rankwright.ranking",

@@ -1,10 +1,13 @@
-"""The three errors a user can cause. Each message is one line: what came, what is allowed, what to do."""
+"""The three errors a user can cause.
+
+Each message is one line: what came, what is allowed, what to do.
+"""
 
 from __future__ import annotations
 
 
 class RankwrightError(Exception):
-    """Base of every error that Rankwright raises on purpose; the command line prints it and exits with 2."""
+    """Base of every error raised on purpose; the command line prints it and exits with 2."""
 
 
 class ConfigError(RankwrightError):

@@ -14,9 +14,11 @@ from rankwright.stdlib_rows import StdlibRows, packaged_minilm, stdlib_rows, wri
 from rankwright.trainer import train_on
 
 METRICS = ["ndcg@10", "mrr@10", "map"]
-# the held-out lists that are ranked before and after; all of them would take as long as the training
+# the held-out lists that are ranked before and after; all of them would take as long as the
+# training
 HELD_OUT = 150
-# random documents that join each training list: BM25's candidates alone teach too slowly to beat it in minutes
+# random documents that join each training list: BM25's candidates alone teach too slowly to beat it
+# in minutes
 EASY_NEGATIVES = 8
 # see docs/log.md for what else was tried; about five minutes on two cores
 RECIPE: dict[str, Any] = {
@@ -74,7 +76,8 @@ def quickstart(
         {
             **RECIPE,
             "model": base,
-            # the recipe's length fits the packaged encoder; a prompt takes about 100 tokens by itself
+            # the recipe's length fits the packaged encoder; a prompt takes about 100 tokens by
+            # itself
             **({"max_length": 256} if model else {}),
             "dataset": [str(files["train"])],
             "output_dir": str(target),
@@ -122,15 +125,18 @@ def _show(rows: StdlibRows, results: dict[str, EvaluationResult], seconds: float
         "after training": {**after.metrics, "tie rate": after.tie_rate},
     }
     console.print(
-        f"[bold]3.[/] {after.queries} held-out queries, trained for {seconds:.0f} s. BM25 finds the "
-        f"right document among its 20 for {rows.recall['test']:.0%} of the queries; these are ranked."
+        f"[bold]3.[/] {after.queries} held-out queries, trained for {seconds:.0f} s. BM25 finds "
+        "the "
+        f"right document among its 20 for {rows.recall['test']:.0%} of the queries; these are "
+        "ranked."
     )
     console.print(metrics_table(table))
     gains = after.gains("ndcg@10")
     assert gains is not None
     low, high = bootstrap_interval(gains, seed=0)
     console.print(
-        f"   NDCG@10 against the first stage: {gains.mean():+.4f} (95 % interval {low:+.4f} to {high:+.4f})"
+        f"   NDCG@10 against the first stage: {gains.mean():+.4f} (95 % interval {low:+.4f} to "
+        f"{high:+.4f})"
     )
 
 
@@ -144,6 +150,7 @@ def _example(reranker: Any, held_out: list[Any], after: EvaluationResult) -> Non
         mark = "right" if example.labels[document.index] > 0 else ""
         text = " ".join(document.document.split())[:80]
         console.print(
-            f"   {place}. {document.score:+.2f}  was {document.index + 1:>2}  {text}  [green]{mark}[/]",
+            f"   {place}. {document.score:+.2f}  was {document.index + 1:>2}  {text}  "
+            f"[green]{mark}[/]",
             highlight=False,
         )

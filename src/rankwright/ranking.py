@@ -1,4 +1,6 @@
-"""Ranking: a query and its documents in, an order out. Evaluation, ranking and serving all score here.
+"""Ranking: a query and its documents in, an order out.
+
+Evaluation, ranking and serving all score here.
 
 Shape legend: ``P`` pairs, ``D`` documents of one query.
 """
@@ -52,7 +54,8 @@ class Reranker:
 
     Example:
         >>> reranker = Reranker.load("output")  # doctest: +SKIP
-        >>> reranker.rank("what is a lichen?", ["A fungus with algae.", "A city."], top_k=1)  # doctest: +SKIP
+        >>> reranker.rank("what is a lichen?", ["A fungus with algae.", "A city."], top_k=1)  #
+        doctest: +SKIP
         [RankedDocument(index=0, score=4.2, document='A fungus with algae.')]
     """
 
@@ -200,15 +203,17 @@ class Reranker:
         for result in results:
             if not all(abs(score) < float("inf") for score in result.scores):
                 raise DataError(
-                    f"query {result.example.query_id or result.example.query!r} got a score that is not a "
-                    "finite number; the model is broken, or its half-precision weights overflow (try float32)"
+                    f"query {result.example.query_id or result.example.query!r} got a score that "
+                    "is not a "
+                    "finite number; the model is broken, or its half-precision weights overflow "
+                    "(try float32)"
                 )
         yield from results
 
     def _batches(
         self, examples: list[Example]
     ) -> Iterator[tuple[PackedBatch, list[tuple[int, int]]]]:
-        """Packed batches of similar lengths, longest first, with (example, document) of each pair."""
+        """Packed batches of similar lengths, longest first, with each pair's place."""
         pieces: list[tuple[int, int, Group, PairTokens]] = []
         for index, example in enumerate(examples):
             everything = Group(example, tuple(range(len(example.documents))))
@@ -230,7 +235,7 @@ class Reranker:
             yield self._pack(batch)
 
     def _chunks(self, tokens: PairTokens) -> Iterator[tuple[int, ...]]:
-        """Cut a query's documents into pieces: one each, or as many as fit behind a shared prefix."""
+        """Cut a query's documents up: one each, or as many as fit behind a shared prefix."""
         order = sorted(range(len(tokens.documents)), key=lambda d: -len(tokens.documents[d]))
         if not self.collator.share_prefix:
             yield from ((d,) for d in order)

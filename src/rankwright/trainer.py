@@ -1,7 +1,9 @@
 """The one trainer: transformers' Trainer over packed batches.
 
-Ours are the batch plan, the loss with its normalisation by groups or pairs over the whole optimiser step and
-all processes, evaluation over full candidate lists, and the saving. No Trainer type is seen outside this file.
+Ours are the batch plan, the loss with its normalisation by groups or pairs over the whole optimiser
+step and
+all processes, evaluation over full candidate lists, and the saving. No Trainer type is seen outside
+this file.
 
 Shape legend: ``Q`` groups, ``P`` pairs.
 """
@@ -116,7 +118,7 @@ class _Loader(DataLoader[Any]):
         plan.set_epoch(epoch)
 
 
-class _StopEvaluation(Exception):
+class _StopEvaluationError(Exception):
     """A signal came while evaluating."""
 
 
@@ -124,8 +126,10 @@ def _collate(collate: Collator, items: Sequence[list[Group]]) -> PackedBatch:
     return collate([group for groups in items for group in groups])
 
 
-class _Trainer(transformers.Trainer):
+class _Trainer(transformers.Trainer):  # type: ignore[misc]
     """transformers' Trainer with our batches, loss, evaluation and files."""
+
+    control: transformers.TrainerControl
 
     def __init__(
         self,
@@ -221,23 +225,24 @@ class _Trainer(transformers.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        scores_P = model(inputs)
+        scores_P: Tensor = model(inputs)
         total = self._loss(scores_P, inputs).total
         assert isinstance(num_items_in_batch, Tensor)
         # gradients are averaged over processes, so each counts its share once more
-        loss = total * self.args.world_size / num_items_in_batch.clamp(min=1)
+        loss: Tensor = total * self.args.world_size / num_items_in_batch.clamp(min=1)
         self._check_finite(loss.detach(), inputs.query_ids)
         return loss
 
     def _check_finite(self, loss: Tensor, query_ids: tuple[str, ...]) -> None:
-        """Stop on a loss that is not finite; on an accelerator one step late, so as not to wait for it."""
+        """Stop on a loss that is not finite; an accelerator is not waited for, but read late."""
         now, self._unchecked = self._unchecked, (loss, query_ids)
         if loss.device.type == "cpu":
             now = self._unchecked
         if now is not None and not torch.isfinite(now[0]):
             shown = ", ".join(now[1][:8]) + (", …" if len(now[1]) > 8 else "")
             raise DataError(
-                f"the loss became {now[0].item()} at step {self.state.global_step + 1} on the queries {shown}; "
+                f"the loss became {now[0].item()} at step {self.state.global_step + 1} on the "
+                f"queries {shown}; "
                 "lower --learning_rate, check their labels, or use --torch_dtype float32"
             )
 
@@ -248,7 +253,7 @@ class _Trainer(transformers.Trainer):
         started = time.perf_counter()
         try:
             result, loss = self._evaluate_lists()
-        except _StopEvaluation:
+        except _StopEvaluationError:
             self.control.should_save = self.control.should_training_stop = True
             return {}
         metrics = {f"eval_{name}": value for name, value in result.metrics.items()}
@@ -270,7 +275,7 @@ class _Trainer(transformers.Trainer):
         def advance(steps: int) -> None:
             show(steps)
             if self.stop_requested.is_set() and world == 1:
-                raise _StopEvaluation
+                raise _StopEvaluationError
 
         mine = self.val_examples[rank::world]
         with tracked("evaluating", len(mine)) as show:
@@ -412,11 +417,13 @@ def train(arguments: TrainArguments | None = None, /, **given: Any) -> TrainResu
 
     Args:
         arguments: resolved arguments; or give them by name:
-        **given: the command line's arguments, such as ``model="owner/name"``, ``dataset="rows.jsonl"``,
+        **given: the command line's arguments, such as ``model="owner/name"``,
+            ``dataset="rows.jsonl"``,
             ``loss_type="listwise"``, and those of ``transformers.TrainingArguments``.
 
     Returns:
-        The result; its ``output_dir`` is a checkpoint that transformers and sentence-transformers load.
+        The result; its ``output_dir`` is a checkpoint that transformers and sentence-transformers
+        load.
 
     Raises:
         ConfigError: an argument is unknown or does not fit.
@@ -425,7 +432,8 @@ def train(arguments: TrainArguments | None = None, /, **given: Any) -> TrainResu
         Interrupted: a signal stopped the run; its checkpoint was saved.
 
     Example:
-        >>> result = train(model="base", dataset="rows.jsonl", output_dir="output")  # doctest: +SKIP
+        >>> result = train(model="base", dataset="rows.jsonl", output_dir="output")  # doctest:
+        +SKIP
         >>> result.reranker.rank("query", ["one", "another"])  # doctest: +SKIP
     """
     arguments = arguments or resolve(given)
@@ -473,7 +481,8 @@ def train_on(
     if arguments.run.early_stopping_patience is not None:
         if not val_examples:
             raise ConfigError(
-                "--early_stopping_patience needs validation rows; give --val_dataset or --split_dataset_ratio"
+                "--early_stopping_patience needs validation rows; give --val_dataset or "
+                "--split_dataset_ratio"
             )
         callbacks.append(transformers.EarlyStoppingCallback(arguments.run.early_stopping_patience))
     options = {name: getattr(arguments.loss, name) for name in loss.options}
@@ -541,7 +550,8 @@ def _prepare_output(output: Path, arguments: TrainArguments) -> str | None:
     if isinstance(named, str) and named.lower() not in ("true", "false"):
         if not (Path(named) / STATE_FILE).is_file():
             raise CheckpointError(
-                f"--resume_from_checkpoint {named} holds no {STATE_FILE}; name a checkpoint-N folder"
+                f"--resume_from_checkpoint {named} holds no {STATE_FILE}; name a checkpoint-N "
+                "folder"
             )
         return named
     resume = run.resume or str(named).lower() == "true"
@@ -557,12 +567,14 @@ def _prepare_output(output: Path, arguments: TrainArguments) -> str | None:
         return str(max(found, key=lambda p: int(p.name.rsplit("-", 1)[1])))
     if holds_run and not run.overwrite:
         raise ConfigError(
-            f"--output_dir {output} is not empty; choose another, go on with --resume, or replace it with "
+            f"--output_dir {output} is not empty; choose another, go on with --resume, or replace "
+            "it with "
             "--overwrite"
         )
     if holds_run and not _is_run(output):
         raise ConfigError(
-            f"--overwrite: {output} holds files but no run of Rankwright; nothing was deleted, choose another folder"
+            f"--overwrite: {output} holds files but no run of Rankwright; nothing was deleted, "
+            "choose another folder"
         )
     if holds_run:
         shutil.rmtree(output)
@@ -595,8 +607,10 @@ def _usable(examples: list[Example], loss: Loss) -> tuple[list[Example], dict[st
             kept.append(example)
             if loss.probability_labels and max(example.labels) > 1:
                 raise ConfigError(
-                    f"{example.source or example.query_id}: label {max(example.labels)} is above 1, which the "
-                    "pointwise loss cannot read as a probability; use --loss_type listwise or scale the labels"
+                    f"{example.source or example.query_id}: label {max(example.labels)} is above "
+                    "1, which the "
+                    "pointwise loss cannot read as a probability; use --loss_type listwise or "
+                    "scale the labels"
                 )
         else:
             reasons[reason] += 1
@@ -619,7 +633,8 @@ def _load_model(arguments: TrainArguments) -> Loaded:
     )
     if arguments.loss.loss_type == "listwise_generative" and loaded.spec.kind != "generative":
         raise ConfigError(
-            "--loss_type listwise_generative_reranker needs a generative model; use listwise_reranker"
+            "--loss_type listwise_generative_reranker needs a generative model; use "
+            "listwise_reranker"
         )
     if loaded.new_modules:
         console.print(f"new weights, to be learnt: {', '.join(loaded.new_modules)}")
@@ -633,7 +648,7 @@ def _load_model(arguments: TrainArguments) -> Loaded:
 
 
 def _training_arguments(arguments: TrainArguments, *, has_validation: bool) -> TrainingArguments:
-    """transformers' arguments with our defaults; validation, if any, decides the best checkpoint."""
+    """Fill in our defaults; validation, if there is any, decides the best checkpoint."""
     values = dict(arguments.training)
     metrics = [str(m) for m in parse_metrics(arguments.run.metrics)]
     values.pop("resume_from_checkpoint", None)
@@ -660,7 +675,8 @@ def _training_arguments(arguments: TrainArguments, *, has_validation: bool) -> T
             best = best.removeprefix("eval_")
             if best not in [*metrics, "loss"]:
                 raise ConfigError(
-                    f"--metric_for_best_model {best!r} is not measured; choose from {', '.join(metrics)}, loss, "
+                    f"--metric_for_best_model {best!r} is not measured; choose from "
+                    f"{', '.join(metrics)}, loss, "
                     "or add it to --metrics"
                 )
             values.setdefault("greater_is_better", best != "loss")
@@ -670,7 +686,8 @@ def _training_arguments(arguments: TrainArguments, *, has_validation: bool) -> T
     if not has_validation:
         if values.get("load_best_model_at_end"):
             raise ConfigError(
-                "--load_best_model_at_end needs validation rows; give --val_dataset or --split_dataset_ratio"
+                "--load_best_model_at_end needs validation rows; give --val_dataset or "
+                "--split_dataset_ratio"
             )
         values.setdefault("save_steps", 0.2)
     known = {f.name for f in dataclasses.fields(TrainingArguments)}

@@ -1,6 +1,7 @@
 """The values that travel between the rooms.
 
-Shape legend: ``Q`` queries (groups) in a batch, ``P`` (query, document) pairs, ``T`` tokens in the packed
+Shape legend: ``Q`` queries (groups) in a batch, ``P`` (query, document) pairs, ``T`` tokens in the
+packed
 row, ``S`` segments of the packed row, ``D`` documents of one query.
 """
 
@@ -20,8 +21,10 @@ class Example:
     Attributes:
         query: the query text, never empty.
         documents: the ``D`` candidate texts, in the order of the source.
-        labels: ``D`` relevance values; 1 and 0 from ``positive`` and ``negative``, graded or soft values welcome.
-        first_stage_scores: ``D`` scores of the retriever that found the candidates, higher is better.
+        labels: ``D`` relevance values; 1 and 0 from ``positive`` and ``negative``, graded or soft
+            values welcome.
+        first_stage_scores: ``D`` scores of the retriever that found the candidates, higher is
+            better.
         teacher_scores: ``D`` scores of a teacher model.
         instruction: the task description for models that read one; None takes the run's.
         query_id: unique within one dataset.
@@ -69,13 +72,15 @@ class Group:
 class PackedBatch:
     """All documents of all groups in one row without padding.
 
-    The row is cut into ``S`` segments. A segment attends to itself and, where ``parents`` names another
+    The row is cut into ``S`` segments. A segment attends to itself and, where ``parents`` names
+    another
     segment (the shared prefix of a causal model), to all of that one; never to anything else.
 
     Attributes:
         input_ids_T: token ids.
         position_ids_T: positions; a segment with a parent continues the parent's.
-        lengths: the ``S`` segment lengths, on the host, so that no attention call waits for the device.
+        lengths: the ``S`` segment lengths, on the host, so that no attention call waits for the
+            device.
         parents: for each segment the index of its shared prefix, or -1.
         score_index_P: index into the row of the token each pair's score is read at.
         segment_P: the segment that holds each pair (its document's part).
@@ -84,7 +89,8 @@ class PackedBatch:
         token_type_ids_T: segment kinds for the families that use them.
         query_ids: ids of the ``Q`` groups, for messages.
         filler: whether the loss counts nothing, see ``Group``.
-        padded_tokens: what a padded batch of the same pairs would hold, for the padding share saved.
+        padded_tokens: what a padded batch of the same pairs would hold, for the padding share
+            saved.
     """
 
     input_ids_T: torch.Tensor

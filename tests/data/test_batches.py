@@ -1,4 +1,4 @@
-"""The plan of batches: same count every epoch, every group once, equal on any number of processes."""
+"""The plan of batches: the same count every epoch, every group once, on any number of processes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_query_once(count: int, queries: int, world: int, epoch: int) -> N
 @settings(max_examples=40, deadline=None)
 @given(count=st.integers(6, 30), budget=st.integers(240, 900), world=st.integers(1, 3))
 def test_a_budget_is_kept_and_nothing_lost(count: int, budget: int, world: int) -> None:
-    """Every group of every epoch stands in one batch, no batch is over the budget, counts never change."""
+    """Every group of every epoch stands in one batch, none is over the budget, counts stay."""
     data = dataset(count, max_positives=1, max_negatives=3)
     plan = BatchPlan(data, tokens=budget, cost=length, epochs=3, world=world)
     for epoch in range(3):
@@ -86,7 +86,7 @@ def test_drop_last() -> None:
 
 
 def test_a_process_without_work_gets_a_filler() -> None:
-    """2 queries over 4 processes: two batches of one, and two that repeat a group but count nothing."""
+    """2 queries over 4 processes: two batches of one, and two that repeat a group for nothing."""
     data = dataset(2)
     plan = BatchPlan(data, queries=1, world=4)
     batches = plan.plan(0)

@@ -1,4 +1,4 @@
-"""One saved model, the same scores in every reader: ours, transformers, sentence-transformers; LoRA included."""
+"""One saved model, the same scores in every reader: ours, transformers, sentence-transformers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_reload_scores_the_same(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_plain_transformers_scores_the_same(tmp_path: Path, name: str) -> None:
-    """As a user without Rankwright would: the pair form, or the prompt as one string, one at a time."""
+    """As a user without Rankwright would: the pair form, or the prompt as one string."""
     folder, scores = saved(tmp_path, name)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     found = []

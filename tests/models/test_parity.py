@@ -98,7 +98,8 @@ def test_packed_equals_padded_and_alone(name: str) -> None:
 def test_shared_prefix_equals_separate(name: str) -> None:
     """A group's prompt and query computed once: same scores, same gradients.
 
-    RMSNorm computes in float32 whatever the dtype, so gradients that sum over documents before it differ in
+    RMSNorm computes in float32 whatever the dtype, so gradients that sum over documents before it
+    differ in
     the eighth digit; scores do not.
     """
     model, collate = reranker(name, packed=True)
@@ -142,7 +143,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 
 
 def test_half_precision_scores_stay_apart() -> None:
-    """bf16 logits subtracted have 8 bits; the float32 direction keeps 100 close documents distinct."""
+    """bf16 logits subtracted have 8 bits; the float32 direction keeps close documents apart."""
     model = tiny.build("qwen3").to(torch.bfloat16)
     wrapped = RerankerModel(model, "generative", (257, 258))
     _, collate = reranker("qwen3", packed=True)
@@ -156,7 +157,7 @@ def test_half_precision_scores_stay_apart() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_half_precision_weights_give_float32_scores(name: str) -> None:
-    """bfloat16 weights: within its rounding of the float64 scores, and the head's projection in float32."""
+    """bfloat16 weights: within their rounding of the float64 scores; the projection in float32."""
     exact, collate = reranker(name, packed=True)
     batch = collate(groups())
     generative = exact.kind == "generative"

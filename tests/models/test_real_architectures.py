@@ -95,10 +95,12 @@ def train(base: Path, examples: Any, out: Path, **given: Any) -> list[float]:
 
 def test_modernbert_base_trains_a_step(tmp_path: Path, shared: Path) -> None:
     """149 M parameters, 22 layers, windows of 128: gte-reranker-modernbert-base's shape."""
-    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "modernbert", pad_token="[PAD]")
+    folder = shared / "tokenizers" / "modernbert"
+    tokenizer = AutoTokenizer.from_pretrained(folder, pad_token="[PAD]")
     config = ModernBertConfig(num_labels=1, classifier_pooling="mean")
     model = AutoModelForSequenceClassification.from_config(config)
-    # embeddings 50368 x 768; a layer: Wqkv, Wo, Wi, Wo and two norms (the first layer has one); final norm;
+    # embeddings 50368 x 768; a layer: Wqkv, Wo, Wi, Wo and two norms (the first layer has one);
+    # final norm;
     # head dense and norm; classifier
     layer = 768 * 3 * 768 + 768 * 768 + 768 * 2 * 1152 + 1152 * 768 + 2 * 768
     expected = 50368 * 768 + 768 + 22 * layer - 768 + 768 + 768 * 768 + 768 + 768 + 1
@@ -142,7 +144,7 @@ def test_qwen3_0_6b_trains(tmp_path: Path, shared: Path) -> None:
 
 @pytest.mark.slow
 def test_qwen3_4b_scores_in_bfloat16(shared: Path) -> None:
-    """One forward of the 4B shape, 8 GB of weights, over a group with a shared prefix: finite scores."""
+    """One forward of the 4B shape, 8 GB of weights, over a group with a shared prefix."""
     from rankwright.data.collate import Collator
     from rankwright.templates import QWEN3, PairEncoder
     from rankwright.types import Group
@@ -152,7 +154,8 @@ def test_qwen3_4b_scores_in_bfloat16(shared: Path) -> None:
         model = AutoModelForCausalLM.from_config(qwen3("4B"), dtype=torch.bfloat16)
     model.to_empty(device="cpu")
     model.tie_weights()
-    # one block of noise, repeated: drawing four billion numbers takes minutes and shows nothing more
+    # one block of noise, repeated: drawing four billion numbers takes minutes and shows nothing
+    # more
     noise = (torch.randn(1 << 22) * 0.02).to(torch.bfloat16)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,6 +1,7 @@
 """Which groups stand in which batch: a plan that depends on seed and epoch alone.
 
-Every epoch has the same number of batches, so step counts, schedules and a resumed run agree; every rank takes
+Every epoch has the same number of batches, so step counts, schedules and a resumed run agree; every
+rank takes
 its share of the same plan.
 """
 
@@ -17,7 +18,7 @@ from rankwright.errors import ConfigError, DataError
 from rankwright.types import Example, Group
 
 Item = tuple[int, int, int | None]
-"""(epoch, example, group within the example; None for all of them, ``FILLER`` for a process without work)."""
+"""(epoch, example, group): None for all groups, ``FILLER`` for a process without work."""
 FILLER = -1
 
 
@@ -62,7 +63,7 @@ class GroupDataset(Dataset[list[Group]]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, item: Item) -> list[Group]:  # type: ignore[override]
+    def __getitem__(self, item: Item) -> list[Group]:
         epoch, index, number = item
         groups = self.sampling.groups(self.examples[index], epoch)
         if number is None:
@@ -122,7 +123,8 @@ class BatchPlan(Sampler[list[Item]]):
             self.total = count // world * world if tokens is None else self.total
         if self.total == 0:
             raise DataError(
-                "no batch is left: fewer queries than --per_device_train_batch_size; lower it or leave out "
+                "no batch is left: fewer queries than --per_device_train_batch_size; lower it or "
+                "leave out "
                 "--dataloader_drop_last"
             )
 
@@ -171,7 +173,8 @@ class BatchPlan(Sampler[list[Item]]):
                 if cost > self.tokens:
                     raise ConfigError(
                         f"{group.example.source or group.example.query_id}: a group of "
-                        f"{len(group.chosen)} documents takes {cost} tokens, more than --batch_tokens "
+                        f"{len(group.chosen)} documents takes {cost} tokens, more than "
+                        "--batch_tokens "
                         f"{self.tokens}; raise it, or lower --max_length or --max_negative_samples"
                     )
                 if current and used + cost > self.tokens:
@@ -187,7 +190,8 @@ class BatchPlan(Sampler[list[Item]]):
 def _split_to(batches: list[list[Item]], total: int) -> list[list[Item]]:
     """Make ``total`` batches of fewer: halve the largest; if none can be halved, add fillers.
 
-    A filler repeats a group for a process that would otherwise have no batch while the others take a step;
+    A filler repeats a group for a process that would otherwise have no batch while the others take
+    a step;
     its loss counts nothing.
     """
     batches = list(batches)

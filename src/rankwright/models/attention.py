@@ -1,10 +1,13 @@
 """Attention over a packed row: every segment sees itself and its shared prefix, nothing else.
 
-One function is registered with transformers' attention interface under the name ``rankwright``. It reads the
-batch's segments from the ``packing`` keyword that the model's forward passes down, never from position ids:
+One function is registered with transformers' attention interface under the name ``rankwright``. It
+reads the
+batch's segments from the ``packing`` keyword that the model's forward passes down, never from
+position ids:
 ModernBERT ignores those in its mask, and Qwen3's detection of packed rows misreads a shared prefix.
 
-Shape legend: ``T`` tokens of the packed row, ``S`` segments, ``N`` heads, ``K`` key/value heads, ``E`` head size.
+Shape legend: ``T`` tokens of the packed row, ``S`` segments, ``N`` heads, ``K`` key/value heads,
+``E`` head size.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ class Packing:
 
     Attributes:
         lengths: the ``S`` segment lengths, in row order.
-        parents: for each segment the index of the segment it continues, or -1. A parent has no parent.
+        parents: for each segment the index of the segment it continues, or -1. A parent has no
+            parent.
     """
 
     lengths: tuple[int, ...]
@@ -97,7 +101,9 @@ def packed_attention(
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     grouped = query.shape[1] != key.shape[1]
     # split's backward is one concatenation; slicing would write a row of zeros for every segment
-    queries, keys, values = (tensor.split(packing.lengths, dim=2) for tensor in (query, key, value))
+    queries, keys, values = (
+        torch.split(tensor, list(packing.lengths), dim=2) for tensor in (query, key, value)
+    )
     outputs = []
     for q, k, v, parent in zip(queries, keys, values, packing.parents, strict=True):
         if parent >= 0:

@@ -1,6 +1,7 @@
 """Loading and saving: what stands beside the weights, so that every reader scores the same.
 
-A checkpoint is a Hugging Face model directory plus ``rankwright.json`` (``ModelSpec``) and the files that
+A checkpoint is a Hugging Face model directory plus ``rankwright.json`` (``ModelSpec``) and the
+files that
 sentence-transformers, vLLM and Text Embeddings Inference (TEI) look for.
 """
 
@@ -161,7 +162,8 @@ class Loaded:
 def detect_kind(config: Any) -> str:
     """Read the kind off a configuration's architectures.
 
-    A language model (``…ForCausalLM``) is generative; a sequence classification model, a masked language
+    A language model (``…ForCausalLM``) is generative; a sequence classification model, a masked
+    language
     model or a bare encoder is (or becomes) a classification reranker.
     """
     names = list(config.architectures or [])
@@ -218,7 +220,8 @@ def describe(
     kind = options.kind or (spec.kind if spec else detect_kind(config))
     if spec and options.kind and options.kind != spec.kind:
         raise ConfigError(
-            f"--task_type says {options.kind}, but {folder} was trained as {spec.kind}; drop the flag"
+            f"--task_type says {options.kind}, but {folder} was trained as {spec.kind}; drop the "
+            "flag"
         )
     if not any(found for pattern in TOKENIZER_FILES for found in base.glob(pattern)):
         # transformers would make an empty one, to which every word is unknown
@@ -265,7 +268,8 @@ def load(name: str | os.PathLike[str], options: LoadOptions | None = None) -> Lo
     complain = bool(ModelSpec.load(folder)) and adapter is None
     if missing and complain:
         raise CheckpointError(
-            f"{folder} lacks the weights {', '.join(missing[:4])}; it was not saved whole, use another one"
+            f"{folder} lacks the weights {', '.join(missing[:4])}; it was not saved whole, use "
+            "another one"
         )
     _ensure_pad_token(hf, tokenizer)
     if adapter is not None:
@@ -290,7 +294,8 @@ def _spec(
     limit = model_limit(config)
     if spec is None:
         family = FAMILIES.get(config.model_type)
-        # a decoder's tokenizer puts nothing between two texts, so even with a score head it needs a prompt
+        # a decoder's tokenizer puts nothing between two texts, so even with a score head it needs a
+        # prompt
         prompted = kind == "generative" or (family is not None and family.causal)
         template = QWEN3 if prompted else PAIR
         spec = ModelSpec(
@@ -308,7 +313,8 @@ def _spec(
     if options.max_length is not None:
         if options.max_length > limit:
             raise ConfigError(
-                f"--max_length {options.max_length} is more than the model's {limit} positions; lower it"
+                f"--max_length {options.max_length} is more than the model's {limit} positions; "
+                "lower it"
             )
         spec.max_length = options.max_length
     return spec
@@ -347,7 +353,8 @@ def _load_weights(
     except (ValueError, OSError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"{base} does not load as a {kind} reranker: {first} Check --task_type, or give another model"
+            f"{base} does not load as a {kind} reranker: {first} Check --task_type, or give "
+            "another model"
         ) from error
     return hf, sorted(info["missing_keys"])
 
@@ -493,7 +500,8 @@ def load_weights(model: RerankerModel, folder: Path) -> None:
         )
         if result.unexpected_keys:
             raise CheckpointError(
-                f"{folder} holds adapters for other modules ({result.unexpected_keys[0]}); give the flags of its run"
+                f"{folder} holds adapters for other modules ({result.unexpected_keys[0]}); give "
+                "the flags of its run"
             )
         return
     files = sorted(folder.glob("*.safetensors"))
@@ -507,7 +515,8 @@ def load_weights(model: RerankerModel, folder: Path) -> None:
         result = model.hf.load_state_dict(load_file(path, device="cpu"), strict=False)
         if result.unexpected_keys:
             raise CheckpointError(
-                f"{path} holds weights of another model ({result.unexpected_keys[0]}); give the flags of its run"
+                f"{path} holds weights of another model ({result.unexpected_keys[0]}); give the "
+                "flags of its run"
             )
         expected &= set(result.missing_keys)
     if expected - tied:
@@ -540,11 +549,13 @@ tags: [reranker, cross-encoder, rankwright]
 # Reranker
 
 This is {reads}. It was trained with Rankwright from `{Path(str(base)).name or base}`
-({training.get("loss_type", "")} loss, {training.get("tuner_type", "full")}, {metrics["steps"]} steps).
+({training.get("loss_type", "")} loss, {training.get("tuner_type", "full")},
+{metrics["steps"]} steps).
 
 ## Validation
 
-Means over the full candidate lists of the validation rows; ties count as the expectation over random orders.
+Means over the full candidate lists of the validation rows; ties count as the expectation over
+random orders.
 
 {table}
 ## Use
@@ -588,7 +599,8 @@ def _write_json(path: Path, value: Any) -> None:
 def _complete_config(folder: Path) -> None:
     """Add the keys that readers other than transformers 5 look for in ``config.json``.
 
-    transformers 5 writes ``rope_parameters`` alone; TEI reads ModernBERT's two thetas, and vLLM and older
+    transformers 5 writes ``rope_parameters`` alone; TEI reads ModernBERT's two thetas, and vLLM and
+    older
     transformers read a decoder's ``rope_theta`` at the top and assume 10000 where it is missing.
     """
     path = folder / "config.json"
@@ -658,7 +670,8 @@ def _sentence_transformers_files(loaded: Loaded, folder: Path) -> None:
 def chat_template(spec: ModelSpec) -> str | None:
     """The Jinja form of a prompt template, as sentence-transformers and vLLM read it.
 
-    They pass one message each with the roles ``query`` and ``document``, and the instruction as ``system``.
+    They pass one message each with the roles ``query`` and ``document``, and the instruction as
+    ``system``.
     """
     if spec.template_prefix is None:
         return None
@@ -672,7 +685,8 @@ def chat_template(spec: ModelSpec) -> str | None:
             parts.append(_message("query"))
         elif name == "instruction":
             parts.append(
-                "{{ messages | selectattr('role', 'eq', 'system') | map(attribute='content') | first"
+                "{{ messages | selectattr('role', 'eq', 'system') | map(attribute='content') | "
+                "first"
                 f" | default({json.dumps(spec.instruction, ensure_ascii=False)}, true) }}}}"
             )
     parts.append(_message("document"))
@@ -682,4 +696,5 @@ def chat_template(spec: ModelSpec) -> str | None:
 
 
 def _message(role: str) -> str:
-    return f"{{{{ messages | selectattr('role', 'eq', '{role}') | map(attribute='content') | first }}}}"
+    chosen = f"messages | selectattr('role', 'eq', '{role}') | map(attribute='content') | first"
+    return "{{ " + chosen + " }}"

@@ -1,6 +1,7 @@
 """The ``FAMILIES`` table: how each architecture's hidden states become one logit.
 
-A family is looked up by ``config.model_type``. One that is not listed is scored on padded rows through the
+A family is looked up by ``config.model_type``. One that is not listed is scored on padded rows
+through the
 model's own forward: slower, never wrong.
 
 To add a family: add its row, and its name to the parity cases of ``tests/models/test_parity.py``.
@@ -49,7 +50,8 @@ def modernbert_head(model: Any, hidden_TH: Tensor, batch: PackedBatch) -> Any:
 def bert_head(model: Any, hidden_TH: Tensor, batch: PackedBatch) -> Any:
     """First token, dense and tanh, linear."""
     pooler = model.base_model.pooler
-    # the pooler belongs to the backbone, which may be in half precision; the last projection never is
+    # the pooler belongs to the backbone, which may be in half precision; the last projection never
+    # is
     first_PH = first_token(hidden_TH, batch).to(next(pooler.parameters()).dtype)
     pooled_PH = pooler(first_PH[:, None]).to(hidden_TH.dtype)
     return model.classifier(model.dropout(pooled_PH))
@@ -79,7 +81,8 @@ class Family:
         head: (model, hidden (T, H), batch) -> logits (P, 1) of the sequence classification model.
         causal: whether it is a decoder: scored at the last token, and able to share prefixes.
         padded_positions: whether positions start behind the padding index (RoBERTa).
-        generative: whether its language-model logits are plainly ``hidden @ lm_head``: no scale, no cap.
+        generative: whether its language-model logits are plainly ``hidden @ lm_head``: no scale, no
+            cap.
     """
 
     head: Head

@@ -22,7 +22,8 @@ class TunerOptions(Protocol):
 def add_adapters(loaded: Loaded, options: TunerOptions) -> None:
     """Put LoRA adapters on a model, in place.
 
-    The head of a classification model, and every module whose weights the base did not hold, is trained in
+    The head of a classification model, and every module whose weights the base did not hold, is
+    trained in
     full and saved with the adapter: a head left out would come back random.
 
     Args:

@@ -1,6 +1,7 @@
 """The model behind every score: one ``forward`` for training, evaluation, ranking and serving.
 
-Shape legend: ``P`` pairs, ``T`` tokens of the packed row, ``H`` hidden size, ``L`` longest pair of a padded batch.
+Shape legend: ``P`` pairs, ``T`` tokens of the packed row, ``H`` hidden size, ``L`` longest pair of
+a padded batch.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def score_token(tokenizer: Any, token: str, flag: str) -> int:
     if len(ids) != 1:
         pieces = tokenizer.convert_ids_to_tokens(ids)
         raise ConfigError(
-            f"{flag} {token!r} is not a single token: the tokenizer cuts it into {pieces}; choose another word"
+            f"{flag} {token!r} is not a single token: the tokenizer cuts it into {pieces}; choose "
+            "another word"
         )
     return int(ids[0])
 
@@ -37,7 +39,8 @@ class RerankerModel(nn.Module):
     """A transformers model that scores packed batches.
 
     Args:
-        model: a sequence classification model with one logit, a causal language model, or either under PEFT.
+        model: a sequence classification model with one logit, a causal language model, or either
+            under PEFT.
         kind: ``classification`` or ``generative``.
         token_ids: (positive, negative) ids, for the generative kind.
         packed: False forces padded rows.
@@ -73,7 +76,8 @@ class RerankerModel(nn.Module):
         if self.packed:
             self.hf.set_attn_implementation(attention.NAME)
         if kind == "classification" and self.packed:
-            # half-precision heads collapse scores into few values; a head is small, so it stays in float32
+            # half-precision heads collapse scores into few values; a head is small, so it stays in
+            # float32
             for module in self.head_modules():
                 if next(module.parameters(), torch.empty(0)).dtype in (
                     torch.bfloat16,
@@ -158,18 +162,19 @@ class RerankerModel(nn.Module):
             inputs["token_type_ids"] = batch.token_type_ids_T[None]
         if self.causal:
             inputs["use_cache"] = False
-        hidden_TH = self.hf.base_model(**inputs).last_hidden_state[0]
+        hidden_TH: Tensor = self.hf.base_model(**inputs).last_hidden_state[0]
         with torch.autocast(hidden_TH.device.type, enabled=False):
             if self.kind == "generative":
                 direction_H, bias = self._direction()
                 hidden_PH = hidden_TH[batch.score_index_P].to(direction_H.dtype)
-                return hidden_PH @ direction_H + bias
+                scores_P: Tensor = hidden_PH @ direction_H + bias
+                return scores_P
             assert self.family is not None
             logits_P1 = self.family.head(self.hf, _at_least_float32(hidden_TH), batch)
             return _at_least_float32(logits_P1)[:, 0]
 
     def _direction(self) -> tuple[Tensor, Tensor | float]:
-        """w_yes - w_no in float32: two half-precision logits subtracted would collapse near scores."""
+        """w_yes - w_no in float32: half-precision logits subtracted would collapse near scores."""
         assert self.token_ids is not None
         head = self.hf.get_output_embeddings()
         yes, no = self.token_ids

@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
-PYTEST_ARGS ?=
+# side by side on two cores; make test PYTEST_ARGS=--slow adds the long ones
+PYTEST_ARGS ?= -n 2
 
 .PHONY: quickstart test setup lint format clean
 

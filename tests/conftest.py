@@ -1,4 +1,4 @@
-"""What every test shares: offline, two threads, and where the real data lies if it is there."""
+"""What every test shares: offline, one thread, and where the real data lies if it is there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# the tests run side by side, so each keeps to one thread; two that spin on one core would crawl
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 

@@ -173,6 +173,7 @@ def _quiet() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.basicConfig(level=logging.WARNING, format="rankwright: %(message)s", stream=sys.stderr)
+    logging.getLogger("rankwright").setLevel(logging.INFO)
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -272,7 +273,11 @@ def _model_arguments(given: dict[str, Any]) -> Any:
     """What was given about the model, above what the environment says of it."""
     from rankwright import arguments as room
 
-    return _own(room.ModelArguments, {**room.from_environment(os.environ, ""), **given})
+    environment = room.from_environment(os.environ, "")
+    if (Path(str(given.get("model", ""))) / "rankwright.json").is_file():
+        # a checkpoint of ours knows its tokens; a variable left over must not change its scores
+        environment = {name: value for name, value in environment.items() if name == "use_hf"}
+    return _own(room.ModelArguments, {**environment, **given})
 
 
 def _reranker(given: dict[str, Any], batch_tokens: int) -> Any:

@@ -474,6 +474,12 @@ def train_on(
         batch_tokens=arguments.data.eval_batch_tokens,
         share_prefix=arguments.data.share_prefix,
     )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--output_dir {output} cannot be made ({error.strerror}); choose another"
+        ) from error
     collate = collator(loaded, share_prefix=arguments.data.share_prefix)
     plan = _plan(arguments, args, train_examples, collate)
     watcher = _Watcher()
@@ -556,8 +562,9 @@ def _prepare_output(output: Path, arguments: TrainArguments) -> str | None:
         return named
     resume = run.resume or str(named).lower() == "true"
     holds_run = output.is_dir() and any(output.iterdir())
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output_dir {output} is a file; name a folder")
+    for place in (output, *output.parents):
+        if place.exists() and not place.is_dir():
+            raise ConfigError(f"--output_dir {output}: {place} is a file; name a folder")
     if resume:
         found = [p for p in output.glob("checkpoint-*") if (p / STATE_FILE).is_file()]
         if not found:
@@ -614,14 +621,15 @@ def _usable(examples: list[Example], loss: Loss) -> tuple[list[Example], dict[st
                 )
         else:
             reasons[reason] += 1
-    if reasons:
-        parts = ", ".join(f"{count} with {reason}" for reason, count in reasons.items())
-        console.print(f"left out of training: {parts}")
+    parts = ", ".join(f"{count} with {reason}" for reason, count in reasons.items())
     if not kept:
         raise DataError(
-            f"no row is left to train on: {dict(reasons) or 'the rows are empty'}; "
-            "a listwise loss needs a positive and a negative for each query"
+            f"no row is left to train on: {parts or 'there are none'}; a listwise loss needs a "
+            "positive "
+            "and a negative for each query, --loss_type pointwise does not"
         )
+    if reasons:
+        console.print(f"left out of training: {parts}")
     return kept, dict(reasons)
 
 

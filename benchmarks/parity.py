@@ -1,8 +1,8 @@
 """The same score everywhere: 50 real pairs by every route, and the largest difference of each.
 
 For a trained classification model give ``--model``; the architectures are otherwise built from
-their
-configurations with random weights (and real tokenizers, where ``--tokenizers`` names their folder).
+their configurations with random weights (and real tokenizers, where ``--tokenizers`` names their
+folder).
 
     python benchmarks/parity.py --rows dev.jsonl --tokenizers tokenizers --model output
 """

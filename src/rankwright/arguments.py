@@ -591,8 +591,7 @@ def _master_weights(arguments: TrainArguments) -> None:
     """Train half-precision models in full on float32 weights with mixed precision.
 
     A step at 1e-5 is lost in the rounding of bfloat16 weights (8 bits): nearly all would stand
-    still.
-    DeepSpeed keeps float32 copies itself; adapters are float32 on frozen weights.
+    still. DeepSpeed keeps float32 copies itself; adapters are float32 on frozen weights.
     """
     dtype = arguments.model.torch_dtype
     full = arguments.tuner.tuner_type == "full" and "deepspeed" not in arguments.training

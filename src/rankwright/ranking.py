@@ -7,6 +7,7 @@ Shape legend: ``P`` pairs, ``D`` documents of one query.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from rankwright.models import checkpoint
 from rankwright.models.checkpoint import Loaded, LoadOptions
 from rankwright.templates import PairTokens
 from rankwright.types import Example, Group, PackedBatch, ScoredList
+
+logger = logging.getLogger(__name__)
 
 # pairs that are encoded and sorted by length at a time: memory stays constant, batches fill well
 WINDOW = 4096
@@ -55,8 +58,7 @@ class Reranker:
     Example:
         >>> reranker = Reranker.load("output")  # doctest: +SKIP
         >>> reranker.rank("what is a lichen?", ["A fungus with algae.", "A city."], top_k=1)  #
-        doctest: +SKIP
-        [RankedDocument(index=0, score=4.2, document='A fungus with algae.')]
+        doctest: +SKIP [RankedDocument(index=0, score=4.2, document='A fungus with algae.')]
     """
 
     def __init__(
@@ -92,6 +94,13 @@ class Reranker:
             CheckpointError: the folder is incomplete.
         """
         loaded = checkpoint.load(name, LoadOptions(**options))
+        if loaded.new_modules:
+            logger.warning(
+                "%s brings no weights for %s: they are random, and so are its scores until it is "
+                "trained",
+                name,
+                ", ".join(loaded.new_modules),
+            )
         loaded.model.to(device or default_device())
         return cls(loaded, batch_tokens=batch_tokens, share_prefix=share_prefix)
 

@@ -1,9 +1,8 @@
 """The one trainer: transformers' Trainer over packed batches.
 
 Ours are the batch plan, the loss with its normalisation by groups or pairs over the whole optimiser
-step and
-all processes, evaluation over full candidate lists, and the saving. No Trainer type is seen outside
-this file.
+step and all processes, evaluation over full candidate lists, and the saving. No Trainer type is
+seen outside this file.
 
 Shape legend: ``Q`` groups, ``P`` pairs.
 """

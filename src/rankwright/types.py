@@ -1,8 +1,7 @@
 """The values that travel between the rooms.
 
 Shape legend: ``Q`` queries (groups) in a batch, ``P`` (query, document) pairs, ``T`` tokens in the
-packed
-row, ``S`` segments of the packed row, ``D`` documents of one query.
+packed row, ``S`` segments of the packed row, ``D`` documents of one query.
 """
 
 from __future__ import annotations
@@ -73,8 +72,8 @@ class PackedBatch:
     """All documents of all groups in one row without padding.
 
     The row is cut into ``S`` segments. A segment attends to itself and, where ``parents`` names
-    another
-    segment (the shared prefix of a causal model), to all of that one; never to anything else.
+    another segment (the shared prefix of a causal model), to all of that one; never to anything
+    else.
 
     Attributes:
         input_ids_T: token ids.

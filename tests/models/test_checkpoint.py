@@ -154,6 +154,26 @@ def test_a_new_head_is_trained_and_saved_with_the_adapter(tmp_path: Path) -> Non
     assert_close(Reranker.load(tmp_path / "adapter").score(pairs()), scores, rtol=0, atol=1e-5)
 
 
+def test_an_adapter_names_its_base_and_a_random_head_is_announced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative path would not hold elsewhere; a head without weights is no reranker yet."""
+    source = tiny.build("bert")
+    source.bert.save_pretrained(tmp_path / "base")
+    tiny.tokenizer_for("bert").save_pretrained(tmp_path / "base")
+    monkeypatch.chdir(tmp_path)
+    loaded = checkpoint.load("base")
+    add_adapters(loaded, TunerArguments())
+    checkpoint.save(loaded, "adapter")
+    config = json.loads(Path("adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "base")
+    Reranker.load("base")
+    assert "base brings no weights for classifier: they are random" in caplog.text
+    caplog.clear()
+    Reranker.load("adapter")
+    assert not caplog.text
+
+
 def test_files_for_other_readers(tmp_path: Path) -> None:
     """What TEI and vLLM read that transformers 5 does not write."""
     folder, _ = saved(tmp_path, "modernbert")

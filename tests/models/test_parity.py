@@ -99,8 +99,7 @@ def test_shared_prefix_equals_separate(name: str) -> None:
     """A group's prompt and query computed once: same scores, same gradients.
 
     RMSNorm computes in float32 whatever the dtype, so gradients that sum over documents before it
-    differ in
-    the eighth digit; scores do not.
+    differ in the eighth digit; scores do not.
     """
     model, collate = reranker(name, packed=True)
     assert collate.share_prefix

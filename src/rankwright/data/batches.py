@@ -1,8 +1,7 @@
 """Which groups stand in which batch: a plan that depends on seed and epoch alone.
 
 Every epoch has the same number of batches, so step counts, schedules and a resumed run agree; every
-rank takes
-its share of the same plan.
+rank takes its share of the same plan.
 """
 
 from __future__ import annotations
@@ -191,8 +190,7 @@ def _split_to(batches: list[list[Item]], total: int) -> list[list[Item]]:
     """Make ``total`` batches of fewer: halve the largest; if none can be halved, add fillers.
 
     A filler repeats a group for a process that would otherwise have no batch while the others take
-    a step;
-    its loss counts nothing.
+    a step; its loss counts nothing.
     """
     batches = list(batches)
     while len(batches) < total:

@@ -1,9 +1,8 @@
 """Attention over a packed row: every segment sees itself and its shared prefix, nothing else.
 
 One function is registered with transformers' attention interface under the name ``rankwright``. It
-reads the
-batch's segments from the ``packing`` keyword that the model's forward passes down, never from
-position ids:
+reads the batch's segments from the ``packing`` keyword that the model's forward passes down, never
+from position ids:
 ModernBERT ignores those in its mask, and Qwen3's detection of packed rows misreads a shared prefix.
 
 Shape legend: ``T`` tokens of the packed row, ``S`` segments, ``N`` heads, ``K`` key/value heads,

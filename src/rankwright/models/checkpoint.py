@@ -1,8 +1,7 @@
 """Loading and saving: what stands beside the weights, so that every reader scores the same.
 
 A checkpoint is a Hugging Face model directory plus ``rankwright.json`` (``ModelSpec``) and the
-files that
-sentence-transformers, vLLM and Text Embeddings Inference (TEI) look for.
+files that sentence-transformers, vLLM and Text Embeddings Inference (TEI) look for.
 """
 
 from __future__ import annotations
@@ -163,8 +162,7 @@ def detect_kind(config: Any) -> str:
     """Read the kind off a configuration's architectures.
 
     A language model (``…ForCausalLM``) is generative; a sequence classification model, a masked
-    language
-    model or a bare encoder is (or becomes) a classification reranker.
+    language model or a bare encoder is (or becomes) a classification reranker.
     """
     names = list(config.architectures or [])
     return "generative" if any(name.endswith("ForCausalLM") for name in names) else "classification"
@@ -272,6 +270,10 @@ def load(name: str | os.PathLike[str], options: LoadOptions | None = None) -> Lo
             "another one"
         )
     _ensure_pad_token(hf, tokenizer)
+    if adapter is None:
+        # what an adapter will name as its base: the id on the hub, or a path that holds elsewhere
+        # too
+        hf.name_or_path = str(Path(name).resolve()) if Path(name).exists() else str(name)
     if adapter is not None:
         from peft import PeftModel
 
@@ -600,8 +602,8 @@ def _complete_config(folder: Path) -> None:
     """Add the keys that readers other than transformers 5 look for in ``config.json``.
 
     transformers 5 writes ``rope_parameters`` alone; TEI reads ModernBERT's two thetas, and vLLM and
-    older
-    transformers read a decoder's ``rope_theta`` at the top and assume 10000 where it is missing.
+    older transformers read a decoder's ``rope_theta`` at the top and assume 10000 where it is
+    missing.
     """
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

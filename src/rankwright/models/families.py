@@ -1,8 +1,7 @@
 """The ``FAMILIES`` table: how each architecture's hidden states become one logit.
 
 A family is looked up by ``config.model_type``. One that is not listed is scored on padded rows
-through the
-model's own forward: slower, never wrong.
+through the model's own forward: slower, never wrong.
 
 To add a family: add its row, and its name to the parity cases of ``tests/models/test_parity.py``.
 

@@ -23,8 +23,7 @@ def add_adapters(loaded: Loaded, options: TunerOptions) -> None:
     """Put LoRA adapters on a model, in place.
 
     The head of a classification model, and every module whose weights the base did not hold, is
-    trained in
-    full and saved with the adapter: a head left out would come back random.
+    trained in full and saved with the adapter: a head left out would come back random.
 
     Args:
         loaded: a model without adapters.

@@ -417,3 +417,41 @@ def test_from_python_and_from_files(tmp_path: Path) -> None:
 
 def test_the_callback_protocol_is_the_trainers() -> None:
     assert issubclass(trainer_module._Watcher, TrainerCallback)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("modernbert", {"bf16": True}),
+        ("qwen3", {"torch_dtype": "bfloat16"}),
+        ("qwen3", {"torch_dtype": "bfloat16", "tuner_type": "lora"}),
+        ("qwen3", {"gradient_checkpointing": True, "tuner_type": "lora"}),
+        ("bert", {"lr_scheduler_type": "cosine", "dataloader_num_workers": 1}),
+        ("qwen3", {"share_prefix": False, "group": "all"}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_ways_to_train(tmp_path: Path, name: str, given: dict[str, Any]) -> None:
+    """Mixed precision, half-precision frozen weights, checkpointing, workers: all learn."""
+    rows = tiny.examples(16, documents=5, longest=12)
+    settings = {"num_train_epochs": 8, "learning_rate": 3e-3, "logging_steps": 1} | given
+    train_on(arguments(tmp_path, name, **settings), rows, [])
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.05
+    assert len(Reranker.load(tmp_path / "out").rank("the fox", ["a dog", "the sea"])) == 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard(tmp_path: Path) -> None:
+    """The Trainer's trackers get the loss, the speed and the metrics."""
+    pytest.importorskip("tensorboard", reason="extra tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logs = tmp_path / "logs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TENSORBOARD_LOGGING_DIR", str(logs))
+        train_on(arguments(tmp_path, report_to="tensorboard", eval_steps=1), ROWS, ROWS[:6])
+    events = EventAccumulator(str(logs))
+    events.Reload()
+    assert {"eval/ndcg@10", "train/loss", "train/pairs_per_second"} <= set(events.Tags()["scalars"])

@@ -25,11 +25,11 @@ EASY_NEGATIVES = 6
 # see docs/log.md for what else was tried; about five minutes on two cores
 RECIPE: dict[str, Any] = {
     "loss_type": "listwise",
-    "max_length": 72,
+    "max_length": 96,
     "learning_rate": 1.5e-4,
     "per_device_train_batch_size": 8,
     "max_negative_samples": 5,
-    "max_steps": 300,
+    "max_steps": 270,
     "warmup_steps": 0.05,
     "weight_decay": 0.01,
     "dropout": 0.0,

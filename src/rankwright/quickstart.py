@@ -62,6 +62,7 @@ def quickstart(
         ConfigError: a missing extra, or a folder that holds another run.
     """
     base = model or str(packaged_minilm())
+    name = Path(model).name if model else "all-MiniLM-L6-v2"
     if output_dir.exists() and any(output_dir.iterdir()) and not overwrite:
         raise ConfigError(
             f"--output_dir {output_dir} is not empty; choose another or add --overwrite"
@@ -96,7 +97,7 @@ def quickstart(
     )
     # the recipe was chosen on lists from the other end
     held_out = rows.test[-HELD_OUT:]
-    console.print(f"[bold]2.[/] training {Path(base).name} listwise on {len(train_rows)} queries")
+    console.print(f"[bold]2.[/] training {name} listwise on {len(train_rows)} queries")
     results: dict[str, EvaluationResult] = {}
 
     def before(reranker: Any) -> None:
@@ -133,8 +134,7 @@ def _show(rows: StdlibRows, results: dict[str, EvaluationResult], seconds: float
     }
     console.print(
         f"[bold]3.[/] {after.queries} held-out queries, trained for {seconds:.0f} s. BM25 finds "
-        "the "
-        f"right document among its 20 for {rows.recall['test']:.0%} of the queries; these are "
+        f"the right document among its 20 for {rows.recall['test']:.0%} of the queries; these are "
         "ranked."
     )
     console.print(metrics_table(table))

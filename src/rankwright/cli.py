@@ -174,7 +174,6 @@ def _quiet() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.basicConfig(level=logging.WARNING, format="rankwright: %(message)s", stream=sys.stderr)
     logging.getLogger("rankwright").setLevel(logging.INFO)
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it counts its tokens aloud
     import transformers
 
     transformers.logging.set_verbosity_error()

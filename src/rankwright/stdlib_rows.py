@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import logging
 import importlib.metadata
 import importlib.util
 import inspect
@@ -575,6 +576,8 @@ class _BM25:
                 "run: pip install 'rankwright[quickstart]'"
             ) from error
         self.size = len(documents)
+        # on import it sets its logger to say every step
+        logging.getLogger("bm25s").setLevel(logging.WARNING)
         self.index: Any = bm25s.BM25()
         self.index.index([search_terms(text) for text in documents], show_progress=False)
         self.known: set[str] = set(self.index.vocab_dict)

@@ -24,11 +24,11 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import logging
 import importlib.metadata
 import importlib.util
 import inspect
 import json
+import logging
 import random
 import re
 import sys

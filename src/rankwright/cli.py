@@ -239,16 +239,12 @@ def _train(words: list[str]) -> int:
 
     result = train(resolved)
     if result.after is not None:
-        rows = {}
-        if result.after.first_stage_metrics is not None:
-            rows["first stage"] = {
-                **result.after.first_stage_metrics,
-                "tie rate": result.after.first_stage_tie_rate or 0.0,
-            }
-        if result.before is not None:
-            rows["before training"] = {**result.before.metrics, "tie rate": result.before.tie_rate}
-        rows["after training"] = {**result.after.metrics, "tie rate": result.after.tie_rate}
-        console.print(metrics_table(rows))
+        rows = {
+            "first stage": result.after.first_stage_row,
+            "before training": result.before.row if result.before is not None else None,
+            "after training": result.after.row,
+        }
+        console.print(metrics_table({name: row for name, row in rows.items() if row is not None}))
     console.print(
         f"{result.steps} steps in {result.seconds:.0f} s, mean loss {result.train_loss:.4f}; "
         f"saved to {result.output_dir}"
@@ -317,13 +313,9 @@ def _evaluate(words: list[str]) -> int:
     with tracked("ranking", len(data.examples)) as advance:
         lists = reranker.score_examples(data.examples, advance)
     result = evaluate_scores(lists, options.metrics)
-    rows = {}
-    if result.first_stage_metrics is not None:
-        rows["first stage"] = {
-            **result.first_stage_metrics,
-            "tie rate": result.first_stage_tie_rate or 0.0,
-        }
-    rows["model"] = {**result.metrics, "tie rate": result.tie_rate}
+    rows = {"model": result.row}
+    if result.first_stage_row is not None:
+        rows = {"first stage": result.first_stage_row, **rows}
     title = f"{result.queries} queries, {result.documents} documents"
     if result.without_positive:
         title += f"; {result.without_positive} queries without a positive are left out of the means"

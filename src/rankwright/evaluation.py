@@ -84,6 +84,18 @@ class EvaluationResult:
         """Queries without a relevant document, which the means leave out."""
         return int((~self.has_positive).sum())
 
+    @property
+    def row(self) -> dict[str, float]:
+        """The means and the tie rate, as a row of :func:`metrics_table`."""
+        return {**self.metrics, "tie rate": self.tie_rate}
+
+    @property
+    def first_stage_row(self) -> dict[str, float] | None:
+        """The first stage's means and tie rate, or None."""
+        if self.first_stage_metrics is None or self.first_stage_tie_rate is None:
+            return None
+        return {**self.first_stage_metrics, "tie rate": self.first_stage_tie_rate}
+
     def values(self, name: str) -> FloatArray:
         """The values that the mean of ``name`` is taken over, for a bootstrap to draw from."""
         return self.per_query[name][self.has_positive]

@@ -122,15 +122,12 @@ def quickstart(
 
 
 def _show(rows: StdlibRows, results: dict[str, EvaluationResult], seconds: float) -> None:
-    after, before = results["after"], results["before"]
-    assert after.first_stage_metrics is not None
+    after, first_stage = results["after"], results["after"].first_stage_row
+    assert first_stage is not None
     table = {
-        "first stage (BM25)": {
-            **after.first_stage_metrics,
-            "tie rate": after.first_stage_tie_rate or 0.0,
-        },
-        "before training": {**before.metrics, "tie rate": before.tie_rate},
-        "after training": {**after.metrics, "tie rate": after.tie_rate},
+        "first stage (BM25)": first_stage,
+        "before training": results["before"].row,
+        "after training": after.row,
     }
     console.print(
         f"[bold]3.[/] {after.queries} held-out queries, trained for {seconds:.0f} s. BM25 finds "

@@ -567,9 +567,15 @@ def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
         ("max_length", model.max_length, 1),
         ("eval_batch_tokens", data.eval_batch_tokens, 1),
         ("lora_rank", arguments.tuner.lora_rank, 1),
+        ("per_device_train_batch_size", arguments.training.get("per_device_train_batch_size"), 1),
+        ("gradient_accumulation_steps", arguments.training.get("gradient_accumulation_steps"), 1),
     ):
         if value is not None and value < least:
             raise ConfigError(f"--{name} {value} is less than {least}")
+    if arguments.training["num_train_epochs"] <= 0:
+        raise ConfigError(
+            f"--num_train_epochs {arguments.training['num_train_epochs']} is not above 0"
+        )
     if data.batch_tokens is not None and "per_device_train_batch_size" in given:
         raise ConfigError(
             "--batch_tokens and --per_device_train_batch_size exclude each other; give one"

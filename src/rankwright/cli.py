@@ -11,10 +11,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rankwright.errors import ConfigError, DataError, RankwrightError
 
@@ -325,8 +325,13 @@ def _evaluate(words: list[str]) -> int:
         folder = Path(options.output)
         result.save_json(folder / "metrics.json")
         write_trec_run(folder / "run.trec", lists)
-        write_qrels(folder / "qrels.txt", lists)
-        console.print(f"written: metrics.json, run.trec and qrels.txt in {folder}")
+        written = "metrics.json, run.trec"
+        if all(float(y).is_integer() for scored in lists for y in scored.example.labels):
+            write_qrels(folder / "qrels.txt", lists)
+            written += ", qrels.txt"
+        else:
+            console.print("no qrels.txt: TREC's judgements are whole numbers, these labels are not")
+        console.print(f"written to {folder}: {written}")
     return 0
 
 
@@ -380,7 +385,7 @@ def _rank_stream(given: dict[str, Any], options: Any) -> int:
 
     examples: Iterable[Any] = iter_queries(options.input)
     reranker = _reranker(given, options.batch_tokens)
-    with tracked("ranking", None) as advance, _writer(options.output) as out:
+    with tracked("ranking", None) as advance, _writer(options.output, options.input) as out:
         for scored in reranker.iter_scores(examples, advance):
             order = sorted(range(len(scored.scores)), key=lambda i: -scored.scores[i])
             results = []
@@ -409,19 +414,33 @@ def _make_folder(output: str) -> None:
         raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from error
 
 
-def _writer(output: str | None) -> Any:
+def _writer(output: str | None, source: str | None = None) -> Any:
+    """Standard output, or a file that takes its name only when it is whole."""
     if output is None:
         return nullcontext(sys.stdout)
+    if source is not None and Path(output).exists() and Path(source).exists():
+        same = os.path.samefile(source, output)
+        if same:
+            raise ConfigError(f"--output {output} is the input; name another file")
+    return _whole_file(Path(output))
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[IO[str]]:
+    part = path.with_name(path.name + ".part")
     try:
-        return open(output, "w", encoding="utf-8")
+        with open(part, "w", encoding="utf-8") as handle:
+            yield handle
+        os.replace(part, path)
     except OSError as error:
-        raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from error
+        raise ConfigError(f"--output {path} cannot be written: {error.strerror}") from error
 
 
 def _read_documents(path: Path) -> list[str]:
     """Texts of a file: one a line, or JSONL of texts or objects with ``text``."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # splitlines would also cut at form feeds and Unicode line separators within a text
+        lines = path.read_text(encoding="utf-8").replace("\r\n", "\n").split("\n")
     except OSError as error:
         raise DataError(f"--documents {path}: {error.strerror}; give a file of texts") from error
     except UnicodeDecodeError as error:

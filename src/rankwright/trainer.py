@@ -14,6 +14,7 @@ import dataclasses
 import json
 import logging
 import math
+import re
 import shutil
 import signal
 import threading
@@ -152,9 +153,10 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         self.val_examples = val_examples
         self.metric_names = metrics
         self.stop_requested = threading.Event()
+        self.stop_agreed = False
         self.work = _Work()
         self.results: dict[int, EvaluationResult] = {}
-        self._unchecked: tuple[Tensor, tuple[str, ...]] | None = None
+        self._unchecked: tuple[Tensor, tuple[str, ...], int] | None = None
         super().__init__(
             model=loaded.model,
             args=args,
@@ -166,6 +168,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         )
         # compute_loss divides by the count of the whole optimiser step itself
         self.loss_is_scaled_for_ga = True
+        self.model_accepts_loss_kwargs = True  # the same for transformers before that attribute
         self.remove_callback(transformers.PrinterCallback)
         self.remove_callback(transformers.trainer_callback.ProgressCallback)
 
@@ -210,8 +213,17 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
             return None
         count = torch.stack(counts).sum().to(device)
         if self.args.world_size > 1:
-            count = self.accelerator.gather(count).sum()
+            # a signal that reached one process stops all of them, at the same step
+            stop = torch.full_like(count, float(self.stop_requested.is_set()))
+            both = self.accelerator.gather(torch.stack((count, stop))[None]).sum(0)
+            count = both[0]
+            self.stop_agreed = bool(both[1] > 0)
         return count
+
+    @property
+    def stopping(self) -> bool:
+        """Whether to stop at the end of this step: all processes answer alike."""
+        return self.stop_agreed if self.args.world_size > 1 else self.stop_requested.is_set()
 
     def _loss(self, scores_P: Tensor, batch: PackedBatch) -> LossSum:
         found = self.loss.function(scores_P, batch.labels_P, batch.offsets_Q, **self.options)
@@ -234,15 +246,24 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
 
     def _check_finite(self, loss: Tensor, query_ids: tuple[str, ...]) -> None:
         """Stop on a loss that is not finite; an accelerator is not waited for, but read late."""
-        now, self._unchecked = self._unchecked, (loss, query_ids)
+        self.check_pending()
+        self._unchecked = (loss, query_ids, self.state.global_step + 1)
         if loss.device.type == "cpu":
-            now = self._unchecked
-        if now is not None and not torch.isfinite(now[0]):
-            shown = ", ".join(now[1][:8]) + (", …" if len(now[1]) > 8 else "")
+            self.check_pending()
+
+    def check_pending(self) -> None:
+        """Check the loss that was left unread.
+
+        Raises:
+            DataError: it is not finite; the message names its step and queries.
+        """
+        pending, self._unchecked = self._unchecked, None
+        if pending is not None and not torch.isfinite(pending[0]):
+            loss, query_ids, step = pending
+            shown = ", ".join(query_ids[:8]) + (", …" if len(query_ids) > 8 else "")
             raise DataError(
-                f"the loss became {now[0].item()} at step {self.state.global_step + 1} on the "
-                f"queries {shown}; "
-                "lower --learning_rate, check their labels, or use --torch_dtype float32"
+                f"the loss became {loss.item()} at step {step} on the queries {shown}; lower "
+                "--learning_rate, check their labels, or use --torch_dtype float32"
             )
 
     # evaluation
@@ -314,6 +335,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not self.args.should_save:
             return
+        self.check_pending()
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         if state_dict is not None:
@@ -357,7 +379,7 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.progress is not None:
             self.progress.update(self.task, completed=state.global_step)
-        if self.trainer is not None and self.trainer.stop_requested.is_set():
+        if self.trainer is not None and self.trainer.stopping:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
 
@@ -465,7 +487,9 @@ def train_on(
     loss = LOSSES[arguments.loss.loss_type]
     train_examples, reasons = _usable(train_examples, loss)
     dropped = dict(Counter(dropped or {}) + Counter(reasons))
-    args = _training_arguments(arguments, has_validation=bool(val_examples))
+    args = _training_arguments(
+        arguments, has_validation=bool(val_examples), resumed=resume_from is not None
+    )
     transformers.set_seed(args.seed)
     loaded = _load_model(arguments)
     reranker = Reranker(
@@ -481,28 +505,34 @@ def train_on(
         ) from error
     collate = collator(loaded, share_prefix=arguments.data.share_prefix)
     plan = _plan(arguments, args, train_examples, collate)
+    if arguments.run.overwrite and _is_run(output) and args.process_index == 0:
+        _clear(output)
     watcher = _Watcher()
     callbacks: list[TrainerCallback] = [watcher]
     if arguments.run.early_stopping_patience is not None:
-        if not val_examples:
+        if not val_examples or args.eval_strategy == "no":
             raise ConfigError(
                 "--early_stopping_patience needs validation rows; give --val_dataset or "
                 "--split_dataset_ratio"
             )
         callbacks.append(transformers.EarlyStoppingCallback(arguments.run.early_stopping_patience))
     options = {name: getattr(arguments.loss, name) for name in loss.options}
-    trainer = _Trainer(
-        loaded,
-        args,
-        plan,
-        collate,
-        loss,
-        options,
-        reranker,
-        val_examples,
-        arguments.run.metrics,
-        callbacks,
-    )
+    try:
+        trainer = _Trainer(
+            loaded,
+            args,
+            plan,
+            collate,
+            loss,
+            options,
+            reranker,
+            val_examples,
+            arguments.run.metrics,
+            callbacks,
+        )
+    except (ValueError, ImportError, RuntimeError) as error:
+        # such as --report_to with a tracker that is unknown or not installed
+        raise ConfigError(str(error).strip().splitlines()[0]) from error
     watcher.trainer = trainer
     if before_training is not None:
         before_training(reranker)
@@ -514,12 +544,17 @@ def train_on(
     finally:
         watcher.close()
     seconds = time.perf_counter() - started
-    if trainer.stop_requested.is_set():
+    if trainer.stop_requested.is_set() or trainer.stop_agreed:
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; "
             "the same command with --resume goes on"
         )
+    trainer.check_pending()
     loaded.model.eval()
+    if args.bf16 or args.fp16:
+        # accelerate put autocast around the forward; what is saved is scored without it
+        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+        trainer.results = {0: trainer.results[0]} if 0 in trainer.results else {}
     before = trainer.results.get(0)
     after = _final_result(trainer)
     result = TrainResult(
@@ -549,8 +584,10 @@ def _final_result(trainer: _Trainer) -> EvaluationResult | None:
 
 
 def _prepare_output(output: Path, arguments: TrainArguments) -> str | None:
-    """Refuse a folder that holds another run, empty it, or find the checkpoint to resume from."""
-    run = arguments.run
+    """Refuse a folder that holds another run, or find the checkpoint to resume from.
+
+    Nothing is deleted here: ``_clear`` does that once rows and model are known to be good.
+    """
     named = arguments.training.get("resume_from_checkpoint")
     if isinstance(named, str) and named.lower() not in ("true", "false"):
         if not (Path(named) / STATE_FILE).is_file():
@@ -559,36 +596,58 @@ def _prepare_output(output: Path, arguments: TrainArguments) -> str | None:
                 "folder"
             )
         return named
-    resume = run.resume or str(named).lower() == "true"
-    holds_run = output.is_dir() and any(output.iterdir())
     for place in (output, *output.parents):
         if place.exists() and not place.is_dir():
             raise ConfigError(f"--output_dir {output}: {place} is a file; name a folder")
-    if resume:
-        found = [p for p in output.glob("checkpoint-*") if (p / STATE_FILE).is_file()]
+    if arguments.run.resume or str(named).lower() == "true":
+        found = [p for p in _checkpoints(output) if (p / STATE_FILE).is_file()]
         if not found:
             raise CheckpointError(
                 f"--resume: {output} holds no whole checkpoint; leave out --resume"
             )
         return str(max(found, key=lambda p: int(p.name.rsplit("-", 1)[1])))
-    if holds_run and not run.overwrite:
+    if not (output.is_dir() and any(output.iterdir())):
+        return None
+    if not arguments.run.overwrite:
         raise ConfigError(
             f"--output_dir {output} is not empty; choose another, go on with --resume, or replace "
-            "it with "
-            "--overwrite"
+            "it with --overwrite"
         )
-    if holds_run and not _is_run(output):
+    if not _is_run(output):
         raise ConfigError(
             f"--overwrite: {output} holds files but no run of Rankwright; nothing was deleted, "
             "choose another folder"
         )
-    if holds_run:
-        shutil.rmtree(output)
+    inputs = (arguments.model.model, *arguments.data.dataset, *arguments.data.val_dataset)
+    for name in inputs:
+        path = Path(name.split("#")[0])
+        if path.exists() and path.resolve().is_relative_to(output.resolve()):
+            raise ConfigError(
+                f"--overwrite would delete {path}, which this run reads; choose another "
+                "--output_dir"
+            )
     return None
 
 
+def _checkpoints(folder: Path) -> list[Path]:
+    return [p for p in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+
+
 def _is_run(folder: Path) -> bool:
-    return (folder / checkpoint.SPEC_FILE).is_file() or any(folder.glob("checkpoint-*"))
+    places = (folder, *_checkpoints(folder))
+    return any((place / checkpoint.SPEC_FILE).is_file() for place in places)
+
+
+def _clear(output: Path) -> None:
+    """Delete a former run: its checkpoints and the files that a run writes, nothing else."""
+    for path in _checkpoints(output):
+        shutil.rmtree(path)
+    for pattern in (*checkpoint.FILES, STATE_FILE, "metrics.json", ADAPTER_FOLDER):
+        for path in output.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _load_rows(arguments: TrainArguments) -> tuple[list[Example], list[Example], dict[str, int]]:
@@ -654,7 +713,9 @@ def _load_model(arguments: TrainArguments) -> Loaded:
     return loaded
 
 
-def _training_arguments(arguments: TrainArguments, *, has_validation: bool) -> TrainingArguments:
+def _training_arguments(
+    arguments: TrainArguments, *, has_validation: bool, resumed: bool
+) -> TrainingArguments:
     """Fill in our defaults; validation, if there is any, decides the best checkpoint."""
     values = dict(arguments.training)
     metrics = [str(m) for m in parse_metrics(arguments.run.metrics)]
@@ -663,19 +724,17 @@ def _training_arguments(arguments: TrainArguments, *, has_validation: bool) -> T
     values["remove_unused_columns"] = False
     values["logging_nan_inf_filter"] = False
     values["disable_tqdm"] = True
+    # early stopping counts on where it stood
+    values["restore_callback_states_from_checkpoint"] = resumed
     values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     if arguments.data.batch_tokens is None:
         values.setdefault("per_device_train_batch_size", 8)
     else:
         values["per_device_train_batch_size"] = 1
     if has_validation:
-        values.setdefault("eval_strategy", "steps")
-        values.setdefault("eval_steps", 0.1)
+        _evaluation_times(values)
         if values["eval_strategy"] != "no":
-            values.setdefault("save_strategy", values["eval_strategy"])
-            values.setdefault("save_steps", values["eval_steps"])
-            values.setdefault("eval_on_start", True)
-            values.setdefault("load_best_model_at_end", True)
+            values.setdefault("eval_on_start", not resumed)
             best = values.setdefault(
                 "metric_for_best_model", "ndcg@10" if "ndcg@10" in metrics else metrics[0]
             )
@@ -702,10 +761,51 @@ def _training_arguments(arguments: TrainArguments, *, has_validation: bool) -> T
         old, new = f"gradient_checkpointing{suffix}", f"activation_checkpointing{suffix}"
         if old in values and new in known:
             values[new] = values.pop(old)
+    _refuse_sharding(values)
     try:
-        return TrainingArguments(**values)
+        args = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(str(error).strip().splitlines()[0]) from error
+    if args.n_gpu > 1:
+        # one process would wrap the model in DataParallel, which cannot split a packed row
+        console.print(
+            f"one of {args.n_gpu} GPUs is used; start with torchrun --nproc_per_node {args.n_gpu} "
+            "-m rankwright train ... for all"
+        )
+        args._n_gpu = 1
+    return args
+
+
+def _evaluation_times(values: dict[str, Any]) -> None:
+    """Evaluate when checkpoints are written and the other way round, where only one is said."""
+    save = values.get("save_strategy")
+    values.setdefault("eval_strategy", save if save in ("steps", "epoch") else "steps")
+    evaluate = values["eval_strategy"]
+    if evaluate == "no":
+        return
+    values.setdefault("save_strategy", evaluate)
+    values.setdefault("eval_steps", values.get("save_steps", 0.1))
+    values.setdefault("save_steps", values["eval_steps"])
+    ratio = values["save_steps"] / values["eval_steps"]
+    # a fraction of the run and a number of steps cannot be compared
+    same_kind = (values["save_steps"] < 1) == (values["eval_steps"] < 1)
+    fits = evaluate == "epoch" or (same_kind and ratio >= 1 and abs(ratio - round(ratio)) < 1e-9)
+    values.setdefault("load_best_model_at_end", values["save_strategy"] == evaluate and fits)
+
+
+def _refuse_sharding(values: dict[str, Any]) -> None:
+    """Weights that are cut over the processes are neither scored nor saved whole yet."""
+    deepspeed = values.get("deepspeed")
+    if isinstance(deepspeed, str) and Path(deepspeed).is_file():
+        deepspeed = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
+    stage = (
+        deepspeed.get("zero_optimization", {}).get("stage") if isinstance(deepspeed, dict) else 0
+    )
+    if stage == 3 or values.get("fsdp"):
+        raise ConfigError(
+            f"{'--deepspeed with ZeRO-3' if stage == 3 else '--fsdp'} is not supported yet; use "
+            "--deepspeed zero2, or plain torchrun"
+        )
 
 
 def _plan(
@@ -722,6 +822,15 @@ def _plan(
         mode=data.group,  # type: ignore[arg-type]
         keep_unpaired=not LOSSES[arguments.loss.loss_type].needs_both,
     )
+    drawn = [example for example in examples if sampling.groups(example, 0)]
+    if len(drawn) < len(examples):
+        console.print(f"left out of training: {len(examples) - len(drawn)} without any group")
+    if not drawn:
+        raise DataError(
+            "no row gives a group to train on; raise --max_negative_samples, or give rows with "
+            "positive and negative documents"
+        )
+    examples = drawn
     dataset = GroupDataset(examples, sampling)
     shared = {
         "rank": args.process_index,
@@ -733,16 +842,16 @@ def _plan(
     measure = copy.copy(collate)
     # measuring must not count cuts that the training will count again
     measure.truncated = Counter()
-    lengths: dict[str, tuple[int, dict[int, int]]] = {}
+    lengths: dict[int, tuple[int, dict[int, int]]] = {}
     with tracked("measuring", len(examples)) as advance:
         for example in examples:
             tokens = measure.encode(Group(example, tuple(range(len(example.documents)))))
             sizes = {i: len(ids) for i, ids in enumerate(tokens.documents)}
-            lengths[id_of(example)] = (len(tokens.prefix), sizes)
+            lengths[id(example)] = (len(tokens.prefix), sizes)
             advance(1)
 
     def cost(group: Group) -> int:
-        prefix, sizes = lengths[id_of(group.example)]
+        prefix, sizes = lengths[id(group.example)]
         copies = 1 if collate.share_prefix else len(group.chosen)
         return prefix * copies + sum(sizes[i] for i in group.chosen)
 
@@ -751,11 +860,6 @@ def _plan(
         per_epoch = len(BatchPlan(dataset, tokens=data.batch_tokens, cost=cost, **shared))
         epochs = math.ceil(args.max_steps * args.gradient_accumulation_steps / per_epoch) + 1
     return BatchPlan(dataset, tokens=data.batch_tokens, cost=cost, epochs=epochs, **shared)
-
-
-def id_of(example: Example) -> str:
-    """What tells examples of one run apart."""
-    return f"{example.source}\0{example.query_id}"
 
 
 @contextmanager
@@ -779,6 +883,15 @@ def _signals(stop: threading.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _logged_before(trainer: _Trainer) -> dict[str, float] | None:
+    """The first evaluation of a run that was resumed, from its log."""
+    names = [str(metric) for metric in parse_metrics(trainer.metric_names)]
+    for entry in trainer.state.log_history:
+        if entry["step"] == 0 and all(f"eval_{name}" in entry for name in names):
+            return {name: entry[f"eval_{name}"] for name in names}
+    return None
+
+
 def _save_final(trainer: _Trainer, arguments: TrainArguments, result: TrainResult) -> None:
     """Put the final model into the output folder itself, beside the checkpoints."""
     folder = result.output_dir
@@ -792,7 +905,7 @@ def _save_final(trainer: _Trainer, arguments: TrainArguments, result: TrainResul
     checkpoint.write_files(trainer.loaded, folder, merge=merge)
     trainer.state.save_to_json(str(folder / STATE_FILE))
     metrics = {
-        "before": result.before.metrics if result.before else None,
+        "before": result.before.metrics if result.before else _logged_before(trainer),
         "after": result.after.metrics if result.after else None,
         "tie_rate": result.after.tie_rate if result.after else None,
         "train_loss": result.train_loss,

@@ -124,11 +124,10 @@ def usable(example: Example, needs_both: bool) -> str | None:
     """
     if not needs_both:
         return None
-    if not any(label > 0 for label in example.labels):
+    positives, negatives = _distinct(example)
+    if not positives:
         return NO_POSITIVE
-    if all(label > 0 for label in example.labels):
-        return NO_NEGATIVE
-    return None
+    return None if negatives else NO_NEGATIVE
 
 
 def split_examples(

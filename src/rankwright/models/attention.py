@@ -37,7 +37,7 @@ class Packing:
     parents: tuple[int, ...]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _mask(
     queries: int, keys: int, causal: bool, window: int | None, device: torch.device
 ) -> Tensor | None:

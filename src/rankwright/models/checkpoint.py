@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from rankwright.errors import CheckpointError, ConfigError
@@ -31,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 SPEC_FILE = "rankwright.json"
 ADAPTER_FILE = "adapter_config.json"
-COMPLETE_FILE = "rankwright.complete"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.spm", "*.tiktoken", "tekken.json")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # what configurations call their dropout rates
@@ -45,6 +45,26 @@ DROPOUTS = (
     "mlp_dropout",
     "pooler_dropout",
     "seq_classif_dropout",
+)
+# what a checkpoint is made of, as patterns; what else lies in its folder is not ours
+FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template.jinja",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "1_LogitScore",
+    "README.md",
+    SPEC_FILE,
 )
 # a longer default would let one stray document take the memory; it is a flag, and cuts are counted
 DEFAULT_MAX_LENGTH = 1024
@@ -211,8 +231,7 @@ def describe(
     base, adapter = folder, None
     if (folder / ADAPTER_FILE).is_file() and not (folder / "config.json").is_file():
         adapter = folder
-        base_name = json.loads((folder / ADAPTER_FILE).read_text())["base_model_name_or_path"]
-        base = resolve_model(base_name, use_hf=options.use_hf, revision=None, weights=weights)
+        base = _adapter_base(folder, spec, options, weights=weights)
     with _one_line(base, "configuration"):
         config = AutoConfig.from_pretrained(base, trust_remote_code=options.trust_remote_code)
     kind = options.kind or (spec.kind if spec else detect_kind(config))
@@ -231,6 +250,27 @@ def describe(
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=options.trust_remote_code)
     spec = _spec(spec, options, kind, config, tokenizer)
     return Description(config, tokenizer, spec, folder, base, adapter)
+
+
+def _adapter_base(
+    folder: Path, spec: ModelSpec | None, options: LoadOptions, *, weights: bool
+) -> Path:
+    """The folder of the model that an adapter was trained on, by the run's hub and revision."""
+    try:
+        config = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+        name = str(config["base_model_name_or_path"])
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder / ADAPTER_FILE} is broken ({error}); use another adapter"
+        ) from error
+    training = spec.training if spec else {}
+    revision = options.revision or training.get("revision")
+    return resolve_model(
+        name,
+        use_hf=options.use_hf and training.get("use_hf", True),
+        revision=None if Path(name).exists() else revision,
+        weights=weights,
+    )
 
 
 @contextmanager
@@ -352,7 +392,7 @@ def _load_weights(
     try:
         with _quiet_transformers():
             hf, info = auto.from_pretrained(base, **arguments)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"{base} does not load as a {kind} reranker: {first} Check --task_type, or give "
@@ -418,6 +458,17 @@ def save(loaded: Loaded, folder: str | os.PathLike[str], *, merge: bool = False)
         CheckpointError: the folder cannot be written.
     """
     target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"{target} is a file; name a folder")
+    held = [path.name for path in target.iterdir()] if target.is_dir() else []
+    run = any(name.startswith("checkpoint-") for name in held) or "adapter" in held
+    if held and (SPEC_FILE not in held or run):
+        raise CheckpointError(
+            f"{target} holds {'a training run' if run else 'other files'}, which saving there "
+            "would "
+            "delete; choose another folder"
+        )
+    temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -434,6 +485,9 @@ def save(loaded: Loaded, folder: str | os.PathLike[str], *, merge: bool = False)
             shutil.rmtree(old)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error}") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:
@@ -450,7 +504,7 @@ def write_files(
     merge: bool = False,
     state_dict: dict[str, Any] | None = None,
 ) -> None:
-    """Write all files of a checkpoint into ``folder``, the marker last.
+    """Write all files of a checkpoint into ``folder``, ``rankwright.json`` last.
 
     Args:
         loaded: model, tokenizer and spec.
@@ -479,7 +533,6 @@ def write_files(
     _tokenizer_limit(folder, loaded.spec.max_length)
     loaded.spec.versions = _versions()
     _write_json(folder / SPEC_FILE, asdict(loaded.spec))
-    (folder / COMPLETE_FILE).write_text("")
 
 
 def load_weights(model: RerankerModel, folder: Path) -> None:
@@ -497,9 +550,10 @@ def load_weights(model: RerankerModel, folder: Path) -> None:
     if (folder / ADAPTER_FILE).is_file():
         from peft import load_peft_weights, set_peft_model_state_dict
 
-        result = set_peft_model_state_dict(
-            model.model, load_peft_weights(str(folder), device="cpu")
-        )
+        with _weights_fit(folder):
+            result = set_peft_model_state_dict(
+                model.model, load_peft_weights(str(folder), device="cpu")
+            )
         if result.unexpected_keys:
             raise CheckpointError(
                 f"{folder} holds adapters for other modules ({result.unexpected_keys[0]}); give "
@@ -514,7 +568,8 @@ def load_weights(model: RerankerModel, folder: Path) -> None:
     expected = set(model.hf.state_dict())
     tied = set(getattr(model.hf, "all_tied_weights_keys", None) or {})
     for path in files:
-        result = model.hf.load_state_dict(load_file(path, device="cpu"), strict=False)
+        with _weights_fit(path):
+            result = model.hf.load_state_dict(load_file(path, device="cpu"), strict=False)
         if result.unexpected_keys:
             raise CheckpointError(
                 f"{path} holds weights of another model ({result.unexpected_keys[0]}); give the "
@@ -525,6 +580,19 @@ def load_weights(model: RerankerModel, folder: Path) -> None:
         raise CheckpointError(
             f"{folder} lacks the weights {sorted(expected - tied)[:3]}; it is not whole"
         )
+
+
+@contextmanager
+def _weights_fit(path: Path) -> Iterator[None]:
+    """Say in one line that a file of weights is cut off or belongs to another model."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} does not fit this model or is cut off ({detail}); give the flags of its run, "
+            "or another checkpoint"
+        ) from error
 
 
 def write_card(loaded: Loaded, folder: Path, metrics: dict[str, Any]) -> None:

@@ -598,7 +598,8 @@ def _prepare_output(output: Path, arguments: TrainArguments) -> str | None:
         return named
     for place in (output, *output.parents):
         if place.exists() and not place.is_dir():
-            raise ConfigError(f"--output_dir {output}: {place} is a file; name a folder")
+            where = "" if place == output else f": {place}"
+            raise ConfigError(f"--output_dir {output}{where} is a file; name a folder")
     if arguments.run.resume or str(named).lower() == "true":
         found = [p for p in _checkpoints(output) if (p / STATE_FILE).is_file()]
         if not found:

@@ -261,3 +261,38 @@ def test_save_replaces_only_when_whole(tmp_path: Path, monkeypatch: pytest.Monke
         other.save(folder)
     monkeypatch.undo()
     assert_close(Reranker.load(folder).score(pairs()), scores, rtol=0, atol=1e-6)
+
+
+def test_saving_deletes_no_work(tmp_path: Path) -> None:
+    """A folder of something else, or of a training run, is refused and left as it was."""
+    reranker = Reranker.load(tiny.save_base(tmp_path / "base", "bert"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(CheckpointError, match="holds other files"):
+        reranker.save(tmp_path / "mine")
+    reranker.save(tmp_path / "run")
+    (tmp_path / "run" / "checkpoint-5").mkdir()
+    with pytest.raises(CheckpointError, match="holds a training run"):
+        reranker.save(tmp_path / "run")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "mine", "run"]
+
+
+def test_an_adapter_remembers_hub_and_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny.save_base(tmp_path / "base", "bert")
+    asked = []
+
+    def resolve(name: str, **options: object) -> Path:
+        asked.append((name, options.get("use_hf"), options.get("revision")))
+        return Path(name) if Path(name).exists() else base
+
+    monkeypatch.setattr(checkpoint, "resolve_model", resolve)
+    loaded = checkpoint.load("owner/name", LoadOptions(use_hf=False, revision="abc"))
+    add_adapters(loaded, TunerArguments())
+    loaded.spec.training = {"use_hf": False, "revision": "abc"}
+    checkpoint.save(loaded, tmp_path / "adapter")
+    asked.clear()
+    checkpoint.load(tmp_path / "adapter")
+    assert asked == [(str(tmp_path / "adapter"), True, None), ("owner/name", False, "abc")]

@@ -516,7 +516,8 @@ def write_files(
     adapted = model is not loaded.model.hf
     loaded.tokenizer.chat_template = chat_template(loaded.spec) or loaded.tokenizer.chat_template
     if adapted and not merge:
-        model.save_pretrained(folder, state_dict=state_dict)
+        # the vocabulary is never changed; peft would ask the hub whether it was
+        model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
     else:
         hf = _merged(model) if adapted else model
         if loaded.spec.kind == "classification":

@@ -485,6 +485,9 @@ def test_overwrite_deletes_late_and_only_its_own(tmp_path: Path) -> None:
     before = weights(out)
     with pytest.raises(DataError, match="no such file"):
         train(**{**given, "dataset": str(tmp_path / "typo.jsonl")}, overwrite=True)
+    for mistake in ({"early_stopping_patience": 2}, {"report_to": "tensorbord"}):
+        with pytest.raises(ConfigError):
+            train(**given, **mistake, overwrite=True)
     assert_close(weights(out), before)
     with pytest.raises(ConfigError, match=r"--overwrite would delete .*out, which this run reads"):
         train(**{**given, "model": str(out)}, overwrite=True)

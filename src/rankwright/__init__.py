@@ -1,8 +1,7 @@
 """Rankwright trains, evaluates and runs text rerankers.
 
 >>> import rankwright
->>> result = rankwright.train(model="base", dataset="rows.jsonl", output_dir="output")  # doctest:
-+SKIP
+>>> result = rankwright.train(model="base", dataset="rows.jsonl")  # doctest: +SKIP
 >>> rankwright.Reranker.load("output").rank("a query", ["one", "another"])  # doctest: +SKIP
 """
 

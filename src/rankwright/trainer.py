@@ -439,8 +439,8 @@ def train(arguments: TrainArguments | None = None, /, **given: Any) -> TrainResu
     Args:
         arguments: resolved arguments; or give them by name:
         **given: the command line's arguments, such as ``model="owner/name"``,
-            ``dataset="rows.jsonl"``,
-            ``loss_type="listwise"``, and those of ``transformers.TrainingArguments``.
+            ``dataset="rows.jsonl"``, ``loss_type="listwise"``, and those of
+            ``transformers.TrainingArguments``.
 
     Returns:
         The result; its ``output_dir`` is a checkpoint that transformers and sentence-transformers
@@ -453,8 +453,7 @@ def train(arguments: TrainArguments | None = None, /, **given: Any) -> TrainResu
         Interrupted: a signal stopped the run; its checkpoint was saved.
 
     Example:
-        >>> result = train(model="base", dataset="rows.jsonl", output_dir="output")  # doctest:
-        +SKIP
+        >>> result = train(model="base", dataset="rows.jsonl")  # doctest: +SKIP
         >>> result.reranker.rank("query", ["one", "another"])  # doctest: +SKIP
     """
     arguments = arguments or resolve(given)
@@ -505,8 +504,6 @@ def train_on(
         ) from error
     collate = collator(loaded, share_prefix=arguments.data.share_prefix)
     plan = _plan(arguments, args, train_examples, collate)
-    if arguments.run.overwrite and _is_run(output) and args.process_index == 0:
-        _clear(output)
     watcher = _Watcher()
     callbacks: list[TrainerCallback] = [watcher]
     if arguments.run.early_stopping_patience is not None:
@@ -533,6 +530,9 @@ def train_on(
     except (ValueError, ImportError, RuntimeError) as error:
         # such as --report_to with a tracker that is unknown or not installed
         raise ConfigError(str(error).strip().splitlines()[0]) from error
+    if arguments.run.overwrite and _is_run(output) and args.process_index == 0:
+        # only here is every argument known to be good
+        _clear(output)
     watcher.trainer = trainer
     if before_training is not None:
         before_training(reranker)

@@ -26,8 +26,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from rankwright.arguments import from_environment
 from rankwright.errors import CheckpointError, ConfigError, DataError
-from rankwright.hub import default_use_hf, parse_use_hf, resolve_dataset, resolve_model
+from rankwright.hub import parse_use_hf, resolve_dataset, resolve_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "the-right-token"  # of the private repository on the loopback hub
@@ -644,7 +645,7 @@ def test_use_hf_is_read_in_every_usual_spelling() -> None:
 
 
 def test_hugging_face_is_the_default() -> None:
-    assert default_use_hf({}) is True
-    assert default_use_hf({"USE_HF": ""}) is True
-    assert default_use_hf({"USE_HF": "1"}) is True
-    assert default_use_hf({"USE_HF": "0"}) is False
+    assert from_environment({}, "").get("use_hf", True) is True
+    assert from_environment({"USE_HF": ""}, "").get("use_hf", True) is True
+    assert from_environment({"USE_HF": "1"}, "").get("use_hf", True) is True
+    assert from_environment({"USE_HF": "0"}, "").get("use_hf", True) is False

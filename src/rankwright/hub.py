@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def parse_use_hf(value: str) -> bool:
         value: 1, true, yes or on; 0, false, no or off; in any case.
 
     Returns:
-        True for Hugging Face, False for ModelScope.
+        True for Hugging Face, our default; False for ModelScope, ms-swift's.
 
     Raises:
         ConfigError: for any other text.
@@ -87,22 +87,6 @@ def parse_use_hf(value: str) -> bool:
         f"use_hf {value!r} is neither true nor false; give true (1, yes, on) for Hugging Face ids "
         "or false (0, no, off) for ModelScope ids"
     )
-
-
-def default_use_hf(environ: Mapping[str, str]) -> bool:
-    """Which hub an id belongs to when no argument says so.
-
-    Without ``USE_HF`` it is Hugging Face. ms-swift's default is ModelScope: a script that relies on
-    it needs ``--use_hf false`` here.
-
-    Args:
-        environ: the environment, read by the caller.
-
-    Raises:
-        ConfigError: when ``USE_HF`` is neither true nor false.
-    """
-    value = environ.get("USE_HF", "")
-    return parse_use_hf(value) if value.strip() else True
 
 
 def resolve_model(

@@ -54,7 +54,6 @@ WITHOUT_EFFECT: dict[str, str] = {
     "load_from_cache_file": "there is no preprocessed copy of the rows",
     "padding_free": "batches are always packed",
     "packing": "batches are always packed",
-    "attn_impl": "the attention back end is chosen by device",
     "num_labels": "a reranker has one logit",
     "label_names": "labels travel with the rows",
     "truncation_strategy": "only the document is cut, then the query",
@@ -114,6 +113,9 @@ class ModelArguments:
     )
     dropout: float | None = _option(None, "dropout of every layer; default: the model's own")
     packed: bool = _option(True, "false: padded rows, through the model's own attention")
+    attn_impl: str = _option(
+        "auto", "attention back end: auto, varlen, flash_attention_2, flash_attention_3, sdpa, flex"
+    )
 
 
 @dataclass
@@ -133,6 +135,11 @@ class DataArguments:
     group: str = _option("positive", "positive: a positive with its negatives; all: the whole row")
     batch_tokens: int | None = _option(
         None, "tokens in a batch, in place of --per_device_train_batch_size"
+    )
+    chunk_tokens: int | None = _option(
+        None,
+        "most tokens computed at a time: a larger batch is computed in chunks, twice, with the "
+        "same gradients in less memory; default: --batch_tokens",
     )
     share_prefix: bool = _option(
         True, "decoders: compute the prompt and query of a group once (exact)"
@@ -433,6 +440,7 @@ def load_options(model: ModelArguments) -> dict[str, Any]:
                 "trust_remote_code",
                 "dropout",
                 "packed",
+                "attn_impl",
             )
         },
     }
@@ -468,7 +476,8 @@ class TrainArguments:
             name: value
             for name, value in values.items()
             if "token" not in name
-            or name in ("positive_token", "negative_token", "batch_tokens", "eval_batch_tokens")
+            or name in ("positive_token", "negative_token")
+            or name.endswith("_tokens")
         }
 
 
@@ -564,6 +573,7 @@ def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
         ("max_negative_samples", data.max_negative_samples, 0),
         ("min_group_size", loss.min_group_size, 1),
         ("batch_tokens", data.batch_tokens, 1),
+        ("chunk_tokens", data.chunk_tokens, 1),
         ("max_length", model.max_length, 1),
         ("eval_batch_tokens", data.eval_batch_tokens, 1),
         ("lora_rank", arguments.tuner.lora_rank, 1),

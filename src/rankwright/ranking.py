@@ -278,8 +278,10 @@ class Reranker:
         return Path(folder)
 
 
-def collator(loaded: Loaded, *, share_prefix: bool = True) -> Collator:
-    """The collator that fits a model."""
+def collator(
+    loaded: Loaded, *, share_prefix: bool = True, chunk_tokens: int | None = None
+) -> Collator:
+    """The collator that fits a model; see ``Collator`` for the two options."""
     model = loaded.model
     return Collator(
         loaded.encoder(),
@@ -287,6 +289,7 @@ def collator(loaded: Loaded, *, share_prefix: bool = True) -> Collator:
         scored_last=model.scored_last,
         position_offset=model.position_offset,
         token_types=getattr(model.config, "type_vocab_size", 0) > 1,
+        chunk_tokens=chunk_tokens,
     )
 
 

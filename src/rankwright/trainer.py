@@ -433,11 +433,18 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
             self.progress = None
 
 
-def train(arguments: TrainArguments | None = None, /, **given: Any) -> TrainResult:
+def train(
+    arguments: TrainArguments | None = None,
+    /,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    **given: Any,
+) -> TrainResult:
     """Train a reranker.
 
     Args:
         arguments: resolved arguments; or give them by name:
+        callbacks: ``transformers.TrainerCallback`` objects, called beside our own.
         **given: the command line's arguments, such as ``model="owner/name"``,
             ``dataset="rows.jsonl"``, ``loss_type="listwise"``, and those of
             ``transformers.TrainingArguments``.
@@ -461,7 +468,9 @@ def train(arguments: TrainArguments | None = None, /, **given: Any) -> TrainResu
     resume_from = _prepare_output(output, arguments)
     transformers.set_seed(arguments.training["seed"])
     train_examples, val_examples, dropped = _load_rows(arguments)
-    return train_on(arguments, train_examples, val_examples, dropped, resume_from)
+    return train_on(
+        arguments, train_examples, val_examples, dropped, resume_from, callbacks=callbacks
+    )
 
 
 def train_on(
@@ -471,6 +480,7 @@ def train_on(
     dropped: dict[str, int] | None = None,
     resume_from: str | None = None,
     before_training: Callable[[Reranker], None] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
     """Train on examples that are already in memory; see ``train``.
 
@@ -481,6 +491,7 @@ def train_on(
         dropped: what the reader left out, for the record.
         resume_from: a checkpoint folder to go on from.
         before_training: called with the untrained reranker.
+        callbacks: see ``train``.
     """
     output = Path(arguments.training["output_dir"])
     loss = LOSSES[arguments.loss.loss_type]
@@ -502,17 +513,21 @@ def train_on(
         raise ConfigError(
             f"--output_dir {output} cannot be made ({error.strerror}); choose another"
         ) from error
-    collate = collator(loaded, share_prefix=arguments.data.share_prefix)
+    collate = collator(
+        loaded,
+        share_prefix=arguments.data.share_prefix,
+        chunk_tokens=arguments.data.chunk_tokens or arguments.data.batch_tokens,
+    )
     plan = _plan(arguments, args, train_examples, collate)
     watcher = _Watcher()
-    callbacks: list[TrainerCallback] = [watcher]
+    hooks: list[TrainerCallback] = [watcher, *callbacks]
     if arguments.run.early_stopping_patience is not None:
         if not val_examples or args.eval_strategy == "no":
             raise ConfigError(
                 "--early_stopping_patience needs validation rows; give --val_dataset or "
                 "--split_dataset_ratio"
             )
-        callbacks.append(transformers.EarlyStoppingCallback(arguments.run.early_stopping_patience))
+        hooks.append(transformers.EarlyStoppingCallback(arguments.run.early_stopping_patience))
     options = {name: getattr(arguments.loss, name) for name in loss.options}
     try:
         trainer = _Trainer(
@@ -525,7 +540,7 @@ def train_on(
             reranker,
             val_examples,
             arguments.run.metrics,
-            callbacks,
+            hooks,
         )
     except (ValueError, ImportError, RuntimeError) as error:
         # such as --report_to with a tracker that is unknown or not installed

@@ -42,6 +42,23 @@ class Example:
     source: str = ""
 
 
+@dataclass(frozen=True)
+class PairTokens:
+    """Token ids of one query with its documents.
+
+    Attributes:
+        prefix: what stands before every document: instruction and query, the same for a group.
+        documents: the document's part of each pair, suffix included.
+        truncated_documents: how many documents were cut.
+        truncated_query: whether the query was cut.
+    """
+
+    prefix: list[int]
+    documents: list[list[int]]
+    truncated_documents: int
+    truncated_query: bool
+
+
 @dataclass(slots=True)
 class Group:
     """What one loss term sees: the documents of one example chosen for this epoch.
@@ -50,11 +67,13 @@ class Group:
         example: the complete example.
         chosen: indices into ``example.documents``, positives first.
         filler: repeated only so that every process has a batch; its loss counts nothing.
+        tokens: those of the chosen documents, where they were made ahead.
     """
 
     example: Example
     chosen: tuple[int, ...]
     filler: bool = False
+    tokens: PairTokens | None = None
 
     @property
     def documents(self) -> list[str]:
@@ -90,6 +109,10 @@ class PackedBatch:
         filler: whether the loss counts nothing, see ``Group``.
         padded_tokens: what a padded batch of the same pairs would hold, for the padding share
             saved.
+        truncated_documents: documents that were cut, fillers aside.
+        truncated_queries: groups whose query was cut, fillers aside.
+        cuts: where the chunks that are computed one after the other end, as (segment, pair, token)
+            counts; empty where the row is computed at once.
     """
 
     input_ids_T: torch.Tensor
@@ -104,6 +127,9 @@ class PackedBatch:
     query_ids: tuple[str, ...] = ()
     filler: bool = False
     padded_tokens: int = 0
+    truncated_documents: int = 0
+    truncated_queries: int = 0
+    cuts: tuple[tuple[int, int, int], ...] = ()
 
     def to(self, device: Any, non_blocking: bool = False) -> PackedBatch:
         """Return the batch with every tensor on ``device``."""
@@ -122,6 +148,34 @@ class PackedBatch:
             if f.name[-2:] in ("_T", "_P", "_Q") and getattr(self, f.name) is not None
         }
         return replace(self, **moved)
+
+    def chunks(self) -> list[PackedBatch]:
+        """The row's chunks, each a batch of its own pairs that shares this one's memory.
+
+        Their offsets are this batch's: a chunk may end within a group.
+        """
+        found = []
+        segment = pair = token = 0
+        for segment_end, pair_end, token_end in self.cuts:
+            types = self.token_type_ids_T
+            found.append(
+                replace(
+                    self,
+                    input_ids_T=self.input_ids_T[token:token_end],
+                    position_ids_T=self.position_ids_T[token:token_end],
+                    lengths=self.lengths[segment:segment_end],
+                    parents=tuple(
+                        p if p < 0 else p - segment for p in self.parents[segment:segment_end]
+                    ),
+                    score_index_P=self.score_index_P[pair:pair_end] - token,
+                    segment_P=self.segment_P[pair:pair_end] - segment,
+                    labels_P=self.labels_P[pair:pair_end],
+                    token_type_ids_T=None if types is None else types[token:token_end],
+                    cuts=(),
+                )
+            )
+            segment, pair, token = segment_end, pair_end, token_end
+        return found
 
     @property
     def num_pairs(self) -> int:

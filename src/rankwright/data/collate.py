@@ -14,6 +14,9 @@ import torch
 from rankwright.templates import PairEncoder, PairTokens
 from rankwright.types import Group, PackedBatch
 
+_Piece = tuple[list[int], list[list[int]]]
+"""A prefix and the documents behind it."""
+
 
 class Collator:
     """Encodes groups and packs them.
@@ -24,6 +27,7 @@ class Collator:
         scored_last: the score is read at the pair's last token, otherwise at its first.
         position_offset: position of a sequence's first token.
         token_types: whether the model reads segment kinds.
+        chunk_tokens: most tokens that are computed at a time; a larger batch is cut into chunks.
 
     Attributes:
         truncated: counts of cut ``documents`` and ``queries`` so far.
@@ -37,12 +41,14 @@ class Collator:
         scored_last: bool,
         position_offset: int = 0,
         token_types: bool = False,
+        chunk_tokens: int | None = None,
     ) -> None:
         self.encoder = encoder
         self.share_prefix = share_prefix
         self.scored_last = scored_last
         self.position_offset = position_offset
         self.token_types = token_types
+        self.chunk_tokens = chunk_tokens
         self.truncated: Counter[str] = Counter()
 
     def __call__(self, groups: Sequence[Group]) -> PackedBatch:
@@ -51,7 +57,7 @@ class Collator:
 
     def encode(self, group: Group) -> PairTokens:
         """Encode one group."""
-        tokens = self.encoder.encode(
+        tokens = group.tokens or self.encoder.encode(
             group.example.query, group.documents, group.example.instruction
         )
         self.truncated["documents"] += tokens.truncated_documents
@@ -93,21 +99,24 @@ class Collator:
             types.extend(kinds)
             return len(lengths) - 1
 
-        for tokens in encoded:
-            prefix = tokens.prefix
-            # one document shares with nobody: two segments would only cost a second attention call
-            shared = self.share_prefix and len(tokens.documents) > 1
-            parent = add(prefix, first, [0] * len(prefix), -1) if shared else -1
-            for document in tokens.documents:
-                kinds = [self.encoder.document_types] * len(document)
-                begin = len(ids)
-                if shared:
-                    segment = add(document, first + len(prefix), kinds, parent)
-                else:
-                    segment = add(prefix + document, first, [0] * len(prefix) + kinds, -1)
-                segments.append(segment)
-                score_index.append(len(ids) - 1 if self.scored_last else begin)
-                longest = max(longest, len(prefix) + len(document))
+        cuts: list[tuple[int, int, int]] = []
+        for chunk in self._chunks(encoded):
+            for prefix, documents in chunk:
+                # one document shares with nobody: two segments would only cost a second attention
+                # call
+                shared = self.share_prefix and len(documents) > 1
+                parent = add(prefix, first, [0] * len(prefix), -1) if shared else -1
+                for document in documents:
+                    kinds = [self.encoder.document_types] * len(document)
+                    begin = len(ids)
+                    if shared:
+                        segment = add(document, first + len(prefix), kinds, parent)
+                    else:
+                        segment = add(prefix + document, first, [0] * len(prefix) + kinds, -1)
+                    segments.append(segment)
+                    score_index.append(len(ids) - 1 if self.scored_last else begin)
+                    longest = max(longest, len(prefix) + len(document))
+            cuts.append((len(lengths), len(segments), len(ids)))
         sizes = [len(tokens.documents) for tokens in encoded]
         return PackedBatch(
             input_ids_T=torch.tensor(ids, dtype=torch.long),
@@ -122,4 +131,32 @@ class Collator:
             filler=any(group.filler for group in groups),
             query_ids=tuple(group.example.query_id for group in groups),
             padded_tokens=longest * len(segments),
+            cuts=tuple(cuts) if len(cuts) > 1 else (),
         )
+
+    def _chunks(self, encoded: Sequence[PairTokens]) -> list[list[_Piece]]:
+        """Cut the pairs, in their order, into chunks of at most ``chunk_tokens``.
+
+        A pair that is longer is a chunk of its own; a chunk may end within a group, whose prefix
+        then stands in both.
+        """
+        whole = [(tokens.prefix, tokens.documents) for tokens in encoded]
+        if self.chunk_tokens is None or sum(map(self.cost, encoded)) <= self.chunk_tokens:
+            return [whole]
+        chunks: list[list[_Piece]] = [[]]
+        used = 0
+        for prefix, documents in whole:
+            taken: list[list[int]] = []
+            for document in documents:
+                # what one more document costs: its prefix too, unless another one brought it
+                cost = len(document) + (0 if taken and self.share_prefix else len(prefix))
+                if used and used + cost > self.chunk_tokens:
+                    if taken:
+                        chunks[-1].append((prefix, taken))
+                    chunks.append([])
+                    taken, used = [], 0
+                    cost = len(document) + len(prefix)
+                taken.append(document)
+                used += cost
+            chunks[-1].append((prefix, taken))
+        return chunks

@@ -136,6 +136,7 @@ class LoadOptions:
         trust_remote_code: allow code from the model's folder to run.
         dropout: of every layer; None keeps the configuration's.
         packed: False forces padded rows.
+        attn_impl: a name of ``attention.BACKENDS``, or ``auto``.
         quantization: 4 loads the weights in four bits (bitsandbytes).
     """
 
@@ -152,6 +153,7 @@ class LoadOptions:
     trust_remote_code: bool = False
     dropout: float | None = None
     packed: bool = True
+    attn_impl: str = "auto"
     quantization: int | None = None
 
 
@@ -325,7 +327,7 @@ def load(name: str | os.PathLike[str], options: LoadOptions | None = None) -> Lo
             score_token(tokenizer, spec.positive_token, "--positive_token"),
             score_token(tokenizer, spec.negative_token, "--negative_token"),
         )
-    model = RerankerModel(hf, kind, token_ids, packed=options.packed)
+    model = RerankerModel(hf, kind, token_ids, packed=options.packed, attn_impl=options.attn_impl)
     return Loaded(model.eval(), tokenizer, spec, _modules(missing), folder)
 
 

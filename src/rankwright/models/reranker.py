@@ -6,10 +6,12 @@ a padded batch.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rankwright.errors import ConfigError
 from rankwright.models import attention
@@ -44,9 +46,10 @@ class RerankerModel(nn.Module):
         kind: ``classification`` or ``generative``.
         token_ids: (positive, negative) ids, for the generative kind.
         packed: False forces padded rows.
+        attn_impl: a name of ``attention.BACKENDS``, or ``auto``.
 
     Raises:
-        ConfigError: the kind is unknown, or the head has more than one logit.
+        ConfigError: the kind or the back end is unknown, or the head has more than one logit.
     """
 
     def __init__(
@@ -56,8 +59,10 @@ class RerankerModel(nn.Module):
         token_ids: tuple[int, int] | None = None,
         *,
         packed: bool = True,
+        attn_impl: str = attention.AUTO,
     ) -> None:
         super().__init__()
+        self.attn_impl = attention.find_backend(attn_impl)
         if kind not in KINDS:
             raise ConfigError(f"the kind {kind!r} is unknown; choose from {', '.join(KINDS)}")
         if kind == "generative" and (token_ids is None or token_ids[0] == token_ids[1]):
@@ -144,19 +149,40 @@ class RerankerModel(nn.Module):
     def forward(self, batch: PackedBatch) -> Tensor:
         """Score a batch.
 
+        A batch that is cut into chunks is scored one chunk after the other. Of each only the scores
+        are kept: the backward pass computes a chunk once more when it comes to it, with the same
+        dropout, so gradients are exact for any loss while memory holds one chunk (Gao et al. 2021,
+        GradCache).
+
         Args:
             batch: ``P`` pairs.
 
         Returns:
             scores_P: float32 logits (float64 for a float64 model).
         """
+        if not batch.cuts:
+            return self._score(batch)
+        if not torch.is_grad_enabled():
+            return torch.cat([self._score(chunk) for chunk in batch.chunks()])
+        return torch.cat([self._score_twice(chunk) for chunk in batch.chunks()])
+
+    def _score_twice(self, chunk: PackedBatch) -> Tensor:
+        def score(input_ids_T: Tensor) -> Tensor:
+            return self._score(replace(chunk, input_ids_T=input_ids_T))
+
+        # the tensor tells it whose random state to keep for dropout
+        scores_P: Tensor = checkpoint(score, chunk.input_ids_T, use_reentrant=False)
+        return scores_P
+
+    def _score(self, batch: PackedBatch) -> Tensor:
+        """Score a batch at once."""
         if not self.packed:
             return self._score_padded(batch)
         inputs: dict[str, Any] = {
             "input_ids": batch.input_ids_T[None],
             "position_ids": batch.position_ids_T[None],
             "attention_mask": None,
-            "packing": attention.Packing(batch.lengths, batch.parents),
+            "packing": attention.Packing(batch.lengths, batch.parents, self.attn_impl),
         }
         if batch.token_type_ids_T is not None:
             inputs["token_type_ids"] = batch.token_type_ids_T[None]

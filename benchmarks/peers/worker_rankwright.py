@@ -1,0 +1,55 @@
+"""The worker of ``speed.py`` that runs Rankwright, through its public functions, with defaults."""
+
+# ruff: noqa: ARG001, ARG002, ARG005 - the signatures are those of the libraries
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gate import Gate, Pause, rank_rounds, remember_loss, serve, training_arguments
+
+import rankwright
+
+
+def count_packed(gate: Gate, model: torch.nn.Module) -> None:
+    """Count the tokens of the pairs, and those computed: shared prefixes are computed once."""
+
+    def before(module: Any, args: Any) -> None:
+        batch = args[0]
+        lengths, parents = batch.lengths, batch.parents
+        segments = batch.segment_P.tolist()
+        real = sum(lengths[s] + (lengths[parents[s]] if parents[s] >= 0 else 0) for s in segments)
+        gate.count(real, batch.num_tokens)
+
+    model.register_forward_pre_hook(before)
+
+
+def train(gate: Gate) -> None:
+    """Train as a user would from Python."""
+    job = gate.job
+    remember_loss(gate)
+    rankwright.train(
+        callbacks=[Pause(gate, count_packed)],
+        model=job["model"],
+        dataset=job["rows"],
+        loss_type=job["loss"],
+        max_length=job["max_length"],
+        max_negative_samples=max(0, job["documents"] - 1),
+        per_device_train_batch_size=job["groups_per_step"],
+        overwrite=True,
+        **training_arguments(job),
+    )
+
+
+def rank(gate: Gate) -> None:
+    """Rank one query after the other."""
+    job = gate.job
+    reranker = rankwright.Reranker.load(
+        job["model"], device=job["device"], dtype=job["dtype"], max_length=job["max_length"]
+    )
+    count_packed(gate, reranker.loaded.model)
+    rank_rounds(gate, reranker.rank)
+
+
+if __name__ == "__main__":
+    serve(lambda gate: (train if gate.job["task"] == "train" else rank)(gate))

@@ -1,0 +1,156 @@
+"""The worker of ``speed.py`` that runs sentence-transformers: its CrossEncoder and its trainer.
+
+``documented``: as its training examples set it: random batches, padded to the longest; ListNetLoss
+in parts of 16 pairs; Qwen3 as a language model with a ``LogitScore`` module.
+
+``best``: batches of similar length (its ``batch_sampler`` argument). Pointwise: pairs sorted by
+length. Listwise: rows sorted by their longest document, and within a row the documents by length,
+in parts of 4 pairs (the loss does not depend on their order, nor on the parts). Qwen3 as a
+``Qwen3ForSequenceClassification`` whose one head row is w_yes - w_no: the same scores and gradients
+of the layers, without the vocabulary. Where ``--attention`` names one, that attention.
+
+Its path without padding is refused for models with a head (``Transformer._can_flatten_inputs``
+wants the bare model) and needs flash attention, so neither kind can take it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from datasets import load_dataset
+from gate import Gate, Pause, count_padded, rank_rounds, remember_loss, serve, training_arguments
+from sentence_transformers import CrossEncoder
+from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
+from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, ListNetLoss
+
+PARTS = {"documented": 16, "best": 4}
+BATCHES = (4, 8, 16, 32, 64)
+
+
+class SortedBatches(DefaultBatchSampler):  # type: ignore[misc]
+    """Rows of similar length together, the batches in random order."""
+
+    def __init__(self, dataset: Any, batch_size: int, drop_last: bool, **options: Any) -> None:
+        super().__init__(dataset, batch_size=batch_size, drop_last=drop_last)
+        sizes = [
+            max(map(len, document)) if isinstance(document, list) else len(document)
+            for document in dataset["document"]
+        ]
+        order = sorted(range(len(sizes)), key=sizes.__getitem__)
+        self.batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        self.generator = torch.Generator().manual_seed(options.get("seed") or 0)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for place in torch.randperm(len(self.batches), generator=self.generator).tolist():
+            yield self.batches[place]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def load(job: dict[str, Any]) -> CrossEncoder:
+    """Load the model, in float32 for training and in the case's precision for ranking."""
+    dtype = torch.float32 if job["task"] == "train" else getattr(torch, job["dtype"])
+    options: dict[str, Any] = {"dtype": dtype}
+    if job["configuration"] == "best" and job["attention"]:
+        options["attn_implementation"] = job["attention"]
+    folder = job["model"]
+    if job["configuration"] == "best" and job["classifier"]:
+        folder = job["classifier"]
+    return CrossEncoder(
+        folder, max_length=job["max_length"], device=job["device"], model_kwargs=options
+    )
+
+
+def pairs(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Lay groups out as labelled pairs."""
+    rows = [
+        (query, document, label)
+        for query, positive, negative in zip(
+            batch["query"], batch["positive"], batch["negative"], strict=True
+        )
+        for documents, label in ((positive, 1.0), (negative, 0.0))
+        for document in documents
+    ]
+    names = ("query", "document", "label")
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def lists(row: dict[str, Any], *, by_length: bool) -> dict[str, Any]:
+    """Lay a group out as ListNetLoss' row.
+
+    Its target is softmax(labels); log(labels / sum) makes that labels / sum, as in the other
+    systems.
+    """
+    negative = [(document, -math.inf) for document in row["negative"]]
+    share = -math.log(len(row["positive"]))
+    found = [(document, share) for document in row["positive"]] + negative
+    if by_length:
+        found.sort(key=lambda pair: len(pair[0]))
+    return {
+        "query": row["query"],
+        "document": [document for document, _ in found],
+        "label": [label for _, label in found],
+    }
+
+
+def train(gate: Gate) -> None:
+    """Train as a user would."""
+    job = gate.job
+    best = job["configuration"] == "best"
+    model = load(job)
+    rows = load_dataset("json", data_files=job["rows"], split="train")
+    loss: torch.nn.Module
+    if job["loss"] == "pointwise":
+        rows = rows.map(pairs, batched=True, remove_columns=rows.column_names)
+        loss, batch = BinaryCrossEntropyLoss(model), job["groups_per_step"] * job["documents"]
+    else:
+        options = {"by_length": best}
+        rows = rows.map(lists, fn_kwargs=options, remove_columns=rows.column_names)
+        loss = ListNetLoss(model, mini_batch_size=PARTS[job["configuration"]])
+        batch = job["groups_per_step"]
+    remember_loss(gate)
+    chosen: dict[str, Any] = {"batch_sampler": SortedBatches} if best else {}
+    arguments = CrossEncoderTrainingArguments(
+        **training_arguments(job), per_device_train_batch_size=batch, **chosen
+    )
+    CrossEncoderTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        loss=loss,
+        callbacks=[Pause(gate, lambda gate, model: count_padded(gate, model[0].model))],
+    ).train()
+
+
+def rank(gate: Gate) -> None:
+    """Rank one query after the other; at its best with the fastest of a few batch sizes."""
+    model = load(gate.job)
+    batch = 32
+
+    def once(query: str, documents: list[str]) -> Any:
+        return model.rank(query, documents, batch_size=batch, show_progress_bar=False)
+
+    if gate.job["configuration"] == "best":
+        words = ["heron " * (20 + 17 * n) for n in range(16)] * 4
+        times = {}
+        for batch in BATCHES:
+            once("what does a heron eat?", words[:8])
+            began = time.perf_counter()
+            once("what does a heron eat?", words)
+            times[batch] = time.perf_counter() - began
+        batch = min(times, key=times.__getitem__)
+        gate.say("note", text=f"batch size {batch}")
+        # choosing it is no start-up
+        gate.job["excluded"] = sum(times.values())
+    count_padded(gate, model[0].model)
+    rank_rounds(gate, once)
+
+
+if __name__ == "__main__":
+    serve(lambda gate: (train if gate.job["task"] == "train" else rank)(gate))

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # the tests run side by side, so each keeps to one thread; two that spin on one core would crawl
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# no test reads or leaves rows in the user's own cache
+os.environ["RANKWRIGHT_CACHE"] = tempfile.mkdtemp(prefix="rankwright-tests-")
 
 import pytest
 
 SHARED = Path(os.environ.get("RANKWRIGHT_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["RANKWRIGHT_CACHE"], ignore_errors=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

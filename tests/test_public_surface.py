@@ -28,6 +28,7 @@ FLAGS = {
         # rows
         "dataset", "val_dataset", "split_dataset_ratio", "data_format", "max_positive_samples",
         "max_negative_samples", "group", "batch_tokens", "share_prefix", "eval_batch_tokens",
+        "lazy_tokenize", "dataset_num_proc", "cache_dir", "load_from_cache_file",
         # loss
         "loss_type", "temperature", "min_group_size", "pos_weight",
         # tuner

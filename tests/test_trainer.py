@@ -373,13 +373,6 @@ def test_grades_and_the_pointwise_loss(tmp_path: Path) -> None:
         train_on(arguments(tmp_path, loss_type="pointwise"), rows, [])
 
 
-def test_a_group_over_the_budget(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"takes \d+ tokens, more than --batch_tokens 20; raise it"
-    ):
-        train_on(arguments(tmp_path, batch_tokens=20), ROWS, [])
-
-
 def write_rows(path: Path, rows: list[Example]) -> Path:
     lines = [
         {"query": e.query, "positive": e.documents[:1], "negative": e.documents[1:]} for e in rows

@@ -50,8 +50,6 @@ ALIASES: dict[str, str] = {
 
 # ms-swift's arguments that change nothing here -> why
 WITHOUT_EFFECT: dict[str, str] = {
-    "dataset_num_proc": "rows are tokenised while training, in --dataloader_num_workers",
-    "load_from_cache_file": "there is no preprocessed copy of the rows",
     "padding_free": "batches are always packed",
     "packing": "batches are always packed",
     "num_labels": "a reranker has one logit",
@@ -145,6 +143,18 @@ class DataArguments:
         True, "decoders: compute the prompt and query of a group once (exact)"
     )
     eval_batch_tokens: int = _option(16384, "tokens in a batch of evaluation")
+    lazy_tokenize: bool | None = _option(
+        None,
+        "true: tokenise while training, only what is sampled; false: everything once, ahead, into "
+        "the cache; default: ahead with --batch_tokens, which needs the lengths",
+    )
+    dataset_num_proc: int = _option(1, "processes that tokenise ahead")
+    cache_dir: str | None = _option(
+        None,
+        "folder of rows and tokens kept between runs; default: $RANKWRIGHT_CACHE, else rankwright "
+        "in $XDG_CACHE_HOME or ~/.cache",
+    )
+    load_from_cache_file: bool = _option(True, "false: read and tokenise the rows anew")
 
 
 @dataclass
@@ -421,6 +431,26 @@ def from_environment(environ: Mapping[str, str], loss: str) -> dict[str, Any]:
     return values
 
 
+def cache_folder(data: DataArguments, environ: Mapping[str, str] | None = None) -> Path | None:
+    """The folder of what is kept between runs; None where there is no home for it.
+
+    It is no part of the saved configuration unless it was given: it says nothing of the run.
+
+    Args:
+        data: whose ``cache_dir`` wins.
+        environ: the environment, default the process's.
+    """
+    environ = os.environ if environ is None else environ
+    if named := data.cache_dir or environ.get("RANKWRIGHT_CACHE"):
+        return Path(named).expanduser()
+    if base := environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "rankwright"
+    try:
+        return Path.home() / ".cache" / "rankwright"
+    except RuntimeError:
+        return None
+
+
 def load_options(model: ModelArguments) -> dict[str, Any]:
     """What ``ModelArguments`` say to the loader, under its names."""
     return {
@@ -576,6 +606,7 @@ def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
         ("chunk_tokens", data.chunk_tokens, 1),
         ("max_length", model.max_length, 1),
         ("eval_batch_tokens", data.eval_batch_tokens, 1),
+        ("dataset_num_proc", data.dataset_num_proc, 1),
         ("lora_rank", arguments.tuner.lora_rank, 1),
         ("per_device_train_batch_size", arguments.training.get("per_device_train_batch_size"), 1),
         ("gradient_accumulation_steps", arguments.training.get("gradient_accumulation_steps"), 1),
@@ -589,6 +620,11 @@ def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
     if data.batch_tokens is not None and "per_device_train_batch_size" in given:
         raise ConfigError(
             "--batch_tokens and --per_device_train_batch_size exclude each other; give one"
+        )
+    if data.lazy_tokenize and data.batch_tokens is not None:
+        raise ConfigError(
+            "--lazy_tokenize true and --batch_tokens exclude each other, since batches of tokens "
+            "need the lengths ahead; give one"
         )
     if arguments.run.resume and arguments.run.overwrite:
         raise ConfigError("--resume and --overwrite exclude each other; give one")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rankwright.errors import ConfigError
+from rankwright.types import PairTokens as PairTokens
 
 # the fewest tokens that query and document together must be left with
 MIN_ROOM = 16
@@ -29,23 +30,6 @@ QWEN3_PREFIX = (
     "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: "
 )
 QWEN3_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-
-
-@dataclass(frozen=True)
-class PairTokens:
-    """Token ids of one query with its documents.
-
-    Attributes:
-        prefix: what stands before every document: instruction and query, the same for a group.
-        documents: the document's part of each pair, suffix included.
-        truncated_documents: how many documents were cut.
-        truncated_query: whether the query was cut.
-    """
-
-    prefix: list[int]
-    documents: list[list[int]]
-    truncated_documents: int
-    truncated_query: bool
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ Shape legend: ``Q`` groups, ``P`` pairs.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import logging
@@ -27,17 +26,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
-from rankwright.arguments import TrainArguments, load_options, resolve
+from rankwright.arguments import TrainArguments, cache_folder, load_options, resolve
 from rankwright.data.batches import BatchPlan, GroupDataset, Sampling
 from rankwright.data.collate import Collator
-from rankwright.data.groups import split_examples, usable
-from rankwright.data.readers import load_examples
+from rankwright.data.groups import split_examples, unusable
+from rankwright.data.outline import outline, select
+from rankwright.data.readers import Purpose
+from rankwright.data.store import StoredData, load_store
+from rankwright.data.tokens import allow_forks, quiet_tokenizers, token_store
 from rankwright.errors import CheckpointError, ConfigError, DataError
 from rankwright.evaluation import EvaluationResult, evaluate_scores
 from rankwright.losses import LOSSES, Loss, LossSum
@@ -123,7 +126,14 @@ class _StopEvaluationError(Exception):
 
 
 def _collate(collate: Collator, items: Sequence[list[Group]]) -> PackedBatch:
-    return collate([group for groups in items for group in groups])
+    groups = [group for drawn in items for group in drawn]
+    encoded = [collate.encode(group) for group in groups]
+    batch = collate.pack(groups, encoded)
+    # counted in the batch, since a worker's own counts stay in the worker
+    trained = [tokens for group, tokens in zip(groups, encoded, strict=True) if not group.filler]
+    batch.truncated_documents = sum(tokens.truncated_documents for tokens in trained)
+    batch.truncated_queries = sum(tokens.truncated_query for tokens in trained)
+    return batch
 
 
 class _Trainer(transformers.Trainer):  # type: ignore[misc]
@@ -140,7 +150,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         loss: Loss,
         options: dict[str, Any],
         reranker: Reranker,
-        val_examples: list[Example],
+        val_examples: Sequence[Example],
         metrics: list[str],
         callbacks: list[TrainerCallback],
     ) -> None:
@@ -155,6 +165,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         self.stop_requested = threading.Event()
         self.stop_agreed = False
         self.work = _Work()
+        self.truncated = {"documents": 0, "queries": 0}
         self.results: dict[int, EvaluationResult] = {}
         self._unchecked: tuple[Tensor, tuple[str, ...], int] | None = None
         super().__init__(
@@ -176,6 +187,8 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> _Loader:
         workers = self.args.dataloader_num_workers
+        if workers:
+            allow_forks()
         return _Loader(
             self.plan.dataset,
             batch_sampler=self.plan,
@@ -184,6 +197,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            worker_init_fn=quiet_tokenizers,
         )
 
     def get_total_train_batch_size(self, args: TrainingArguments) -> int:
@@ -201,6 +215,15 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
 
     def _track_num_input_tokens(self, inputs: PackedBatch) -> None:
         self.work.add(inputs)
+        self.truncated["documents"] += inputs.truncated_documents
+        self.truncated["queries"] += inputs.truncated_queries
+
+    def truncated_everywhere(self) -> dict[str, int]:
+        """How many documents and queries were cut in training, over all processes."""
+        counts = torch.tensor([list(self.truncated.values())], device=self.args.device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.gather(counts)
+        return dict(zip(self.truncated, counts.sum(0).tolist(), strict=True))
 
     # loss
 
@@ -475,8 +498,8 @@ def train(
 
 def train_on(
     arguments: TrainArguments,
-    train_examples: list[Example],
-    val_examples: list[Example],
+    train_examples: Sequence[Example],
+    val_examples: Sequence[Example],
     dropped: dict[str, int] | None = None,
     resume_from: str | None = None,
     before_training: Callable[[Reranker], None] | None = None,
@@ -582,8 +605,9 @@ def train_on(
         dropped,
         reranker,
     )
+    truncated = trainer.truncated_everywhere()
     if args.should_save:
-        _save_final(trainer, arguments, result)
+        _save_final(trainer, arguments, result, truncated)
     return result
 
 
@@ -666,35 +690,55 @@ def _clear(output: Path) -> None:
                 path.unlink()
 
 
-def _load_rows(arguments: TrainArguments) -> tuple[list[Example], list[Example], dict[str, int]]:
+def _load_rows(
+    arguments: TrainArguments,
+) -> tuple[Sequence[Example], Sequence[Example], dict[str, int]]:
     data, seed = arguments.data, arguments.training["seed"]
-    options = {"seed": seed, "use_hf": arguments.model.use_hf, "data_format": data.data_format}
-    loaded = load_examples(data.dataset, purpose="train", **options)
+
+    def load(dataset: list[str], purpose: Purpose) -> StoredData:
+        with tracked("reading rows", None) as advance:
+            read: Counter[str] = Counter()
+
+            def progress(file: str, count: int) -> None:
+                advance(count - read[file])
+                read[file] = count
+
+            return load_store(
+                dataset,
+                cache_folder(data),
+                data_format=data.data_format,
+                seed=seed,
+                use_hf=arguments.model.use_hf,
+                purpose=purpose,
+                progress=progress,
+                rebuild=not data.load_from_cache_file,
+            )
+
+    loaded = load(data.dataset, "train")
     dropped = Counter(loaded.report.dropped)
     if data.val_dataset:
-        val = load_examples(data.val_dataset, purpose="eval", **options).examples
-        return loaded.examples, val, dropped
+        return loaded.examples, load(data.val_dataset, "eval").examples, dropped
     examples, val = split_examples(loaded.examples, data.split_dataset_ratio, seed)
     return examples, val, dropped
 
 
-def _usable(examples: list[Example], loss: Loss) -> tuple[list[Example], dict[str, int]]:
+def _usable(examples: Sequence[Example], loss: Loss) -> tuple[Sequence[Example], dict[str, int]]:
     """Take out what the loss cannot use, counted by reason."""
-    reasons: Counter[str] = Counter()
-    kept = []
-    for example in examples:
-        reason = usable(example, loss.needs_both)
-        if reason is None:
-            kept.append(example)
-            if loss.probability_labels and max(example.labels) > 1:
-                raise ConfigError(
-                    f"{example.source or example.query_id}: label {max(example.labels)} is above "
-                    "1, which the "
-                    "pointwise loss cannot read as a probability; use --loss_type listwise or "
-                    "scale the labels"
-                )
-        else:
-            reasons[reason] += 1
+    rows = outline(examples)
+    masks = unusable(rows, loss.needs_both)
+    reasons = {reason: int(mask.sum()) for reason, mask in masks.items() if mask.any()}
+    fits = np.ones(len(rows), bool)
+    for mask in masks.values():
+        fits &= ~mask
+    over = np.flatnonzero(fits & (rows.highest > 1))
+    if loss.probability_labels and len(over):
+        first = examples[int(over[0])]
+        raise ConfigError(
+            f"{first.source or first.query_id}: label {max(first.labels)} is above 1, which the "
+            "pointwise loss cannot read as a probability; use --loss_type listwise or scale the "
+            "labels"
+        )
+    kept = examples if fits.all() else select(examples, np.flatnonzero(fits))
     parts = ", ".join(f"{count} with {reason}" for reason, count in reasons.items())
     if not kept:
         raise DataError(
@@ -704,7 +748,7 @@ def _usable(examples: list[Example], loss: Loss) -> tuple[list[Example], dict[st
         )
     if reasons:
         console.print(f"left out of training: {parts}")
-    return kept, dict(reasons)
+    return kept, reasons
 
 
 def _load_model(arguments: TrainArguments) -> Loaded:
@@ -742,7 +786,12 @@ def _training_arguments(
     values["disable_tqdm"] = True
     # early stopping counts on where it stood
     values["restore_callback_states_from_checkpoint"] = resumed
-    values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    on_gpu = torch.cuda.is_available() and not values.get("use_cpu")
+    values.setdefault("dataloader_pin_memory", on_gpu)
+    # on a CPU, workers would take the cores from the step
+    if values.setdefault("dataloader_num_workers", 2 if on_gpu else 0):
+        values.setdefault("dataloader_persistent_workers", True)
+        values.setdefault("dataloader_prefetch_factor", 4)
     if arguments.data.batch_tokens is None:
         values.setdefault("per_device_train_batch_size", 8)
     else:
@@ -827,7 +876,7 @@ def _refuse_sharding(values: dict[str, Any]) -> None:
 def _plan(
     arguments: TrainArguments,
     args: TrainingArguments,
-    examples: list[Example],
+    examples: Sequence[Example],
     collate: Collator,
 ) -> BatchPlan:
     data = arguments.data
@@ -838,16 +887,27 @@ def _plan(
         mode=data.group,  # type: ignore[arg-type]
         keep_unpaired=not LOSSES[arguments.loss.loss_type].needs_both,
     )
-    drawn = [example for example in examples if sampling.groups(example, 0)]
+    drawn = np.flatnonzero(sampling.counts(outline(examples)))
     if len(drawn) < len(examples):
         console.print(f"left out of training: {len(examples) - len(drawn)} without any group")
-    if not drawn:
+    if not len(drawn):
         raise DataError(
             "no row gives a group to train on; raise --max_negative_samples, or give rows with "
             "positive and negative documents"
         )
-    examples = drawn
-    dataset = GroupDataset(examples, sampling)
+    if len(drawn) < len(examples):
+        examples = select(examples, drawn)
+    ahead = data.batch_tokens is not None if data.lazy_tokenize is None else not data.lazy_tokenize
+    tokens = None
+    if ahead:
+        tokens = token_store(
+            examples,
+            collate.encoder,
+            cache_folder(data),
+            workers=data.dataset_num_proc,
+            rebuild=not data.load_from_cache_file,
+        )
+    dataset = GroupDataset(examples, sampling, tokens)
     shared = {
         "rank": args.process_index,
         "world": args.world_size,
@@ -855,27 +915,15 @@ def _plan(
     }
     if data.batch_tokens is None:
         return BatchPlan(dataset, queries=args.per_device_train_batch_size, **shared)
-    measure = copy.copy(collate)
-    # measuring must not count cuts that the training will count again
-    measure.truncated = Counter()
-    lengths: dict[int, tuple[int, dict[int, int]]] = {}
-    with tracked("measuring", len(examples)) as advance:
-        for example in examples:
-            tokens = measure.encode(Group(example, tuple(range(len(example.documents)))))
-            sizes = {i: len(ids) for i, ids in enumerate(tokens.documents)}
-            lengths[id(example)] = (len(tokens.prefix), sizes)
-            advance(1)
-
-    def cost(group: Group) -> int:
-        prefix, sizes = lengths[id(group.example)]
-        copies = 1 if collate.share_prefix else len(group.chosen)
-        return prefix * copies + sum(sizes[i] for i in group.chosen)
-
-    epochs = math.ceil(args.num_train_epochs)
-    if args.max_steps > 0:
-        per_epoch = len(BatchPlan(dataset, tokens=data.batch_tokens, cost=cost, **shared))
-        epochs = math.ceil(args.max_steps * args.gradient_accumulation_steps / per_epoch) + 1
-    return BatchPlan(dataset, tokens=data.batch_tokens, cost=cost, epochs=epochs, **shared)
+    assert tokens is not None
+    return BatchPlan(
+        dataset,
+        tokens=data.batch_tokens,
+        lengths=tokens.lengths(share_prefix=collate.share_prefix),
+        epochs=math.ceil(args.num_train_epochs),
+        batches=args.max_steps * args.gradient_accumulation_steps if args.max_steps > 0 else None,
+        **shared,
+    )
 
 
 @contextmanager
@@ -908,7 +956,9 @@ def _logged_before(trainer: _Trainer) -> dict[str, float] | None:
     return None
 
 
-def _save_final(trainer: _Trainer, arguments: TrainArguments, result: TrainResult) -> None:
+def _save_final(
+    trainer: _Trainer, arguments: TrainArguments, result: TrainResult, truncated: dict[str, int]
+) -> None:
     """Put the final model into the output folder itself, beside the checkpoints."""
     folder = result.output_dir
     adapted = trainer.loaded.model.model is not trainer.loaded.model.hf
@@ -928,7 +978,7 @@ def _save_final(trainer: _Trainer, arguments: TrainArguments, result: TrainResul
         "steps": result.steps,
         "seconds": round(result.seconds, 2),
         "dropped": result.dropped,
-        "truncated": dict(trainer.packer.truncated),
+        "truncated": truncated,
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     checkpoint.write_card(trainer.loaded, folder, metrics)

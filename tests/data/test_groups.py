@@ -18,8 +18,10 @@ from rankwright.data.groups import (
     leaks,
     sample_groups,
     split_examples,
+    unusable,
     usable,
 )
+from rankwright.data.outline import outline
 from rankwright.data.readers import load_examples
 from rankwright.errors import ConfigError, DataError
 from rankwright.types import Example
@@ -190,6 +192,8 @@ def test_usable() -> None:
         (example(0, 2), NO_POSITIVE),
         (example(2, 0), NO_NEGATIVE),
     ):
+        masks = unusable(outline([row]), needs_both=True)
+        assert [name for name, mask in masks.items() if mask[0]] == ([reason] if reason else [])
         assert usable(row, needs_both=True) == reason
         assert usable(row, needs_both=False) is None
         assert bool(sample_groups(row, seed=0, epoch=0)) == (reason is None)

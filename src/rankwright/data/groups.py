@@ -12,10 +12,12 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
+from rankwright.data.outline import Outline, distinct, fold, folds, outline, select
 from rankwright.errors import ConfigError, DataError
 from rankwright.types import Example, Group
 
@@ -30,19 +32,6 @@ def _generator(key: str) -> np.random.Generator:
     # a keyed hash, because Python's own hash() differs from one process to the next
     digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
-
-
-def _distinct(example: Example) -> tuple[list[int], list[int]]:
-    """Indices of positives and of negatives: each text once, under its best label."""
-    best: dict[str, int] = {}
-    for i, (document, label) in enumerate(zip(example.documents, example.labels, strict=True)):
-        j = best.get(document)
-        if j is None or label > example.labels[j]:
-            best[document] = i
-    indices = sorted(best.values())
-    positives = [i for i in indices if example.labels[i] > 0]
-    negatives = [i for i in indices if not example.labels[i] > 0]
-    return positives, negatives
 
 
 def sample_groups(
@@ -88,51 +77,118 @@ def sample_groups(
         )
     if max_negatives < 0:
         raise ConfigError(f"--max_negative_samples {max_negatives} is below 0; give 0 or more")
-    positives, negatives = _distinct(example)
+    positives, negatives = distinct(example)
+    chosen = draw_groups(
+        positives,
+        negatives,
+        f"{seed}:{epoch}:{example.query_id}",
+        max_positives=max_positives,
+        max_negatives=max_negatives,
+        mode=mode,
+        keep_unpaired=keep_unpaired,
+    )
+    return [Group(example, indices) for indices in chosen]
+
+
+def draw_groups(
+    positives: Sequence[int],
+    negatives: Sequence[int],
+    key: str,
+    *,
+    max_positives: int,
+    max_negatives: int,
+    mode: GroupMode,
+    keep_unpaired: bool,
+) -> list[tuple[int, ...]]:
+    """Draw the documents of each group; see ``sample_groups``.
+
+    Args:
+        positives: indices of the distinct positives.
+        negatives: indices of the distinct negatives.
+        key: what the choice depends on.
+        max_positives: see ``sample_groups``, as the others.
+        max_negatives: see there.
+        mode: see there.
+        keep_unpaired: see there.
+
+    Returns:
+        The indices of each group.
+    """
     if not keep_unpaired and not (positives and negatives):
         return []
     if mode == "all":
         chosen = (*positives, *negatives)
-        return [Group(example, chosen)] if chosen else []
+        return [chosen] if chosen else []
 
-    random = _generator(f"{seed}:{epoch}:{example.query_id}")
+    random = _generator(key)
 
-    def draw(indices: list[int], count: int) -> list[int]:
+    def draw(indices: Sequence[int], count: int) -> list[int]:
         return [indices[k] for k in random.permutation(len(indices))[:count]]
 
     if not positives:
         drawn = draw(negatives, max_negatives)
-        return [Group(example, tuple(drawn))] if drawn else []
-    groups = []
+        return [tuple(drawn)] if drawn else []
+    groups: list[tuple[int, ...]] = []
     for positive in draw(positives, max_positives):
         drawn = draw(negatives, max_negatives)
         if drawn or keep_unpaired:
-            groups.append(Group(example, (positive, *drawn)))
+            groups.append((positive, *drawn))
     return groups
 
 
+def count_groups(
+    rows: Outline, *, max_positives: int, max_negatives: int, mode: GroupMode, keep_unpaired: bool
+) -> NDArray[np.int64]:
+    """How many groups ``sample_groups`` draws from each row, in any epoch."""
+    positives, negatives = rows.positives.sizes, rows.negatives.sizes
+    if mode == "all":
+        counts = np.minimum(positives + negatives, 1)
+    else:
+        drawn = np.minimum(negatives, max_negatives) > 0
+        counts = np.where(drawn | keep_unpaired, np.minimum(positives, max_positives), 0)
+        counts = np.where(positives == 0, drawn, counts)
+    return counts if keep_unpaired else np.where((positives > 0) & (negatives > 0), counts, 0)
+
+
 def usable(example: Example, needs_both: bool) -> str | None:
-    """Say why a loss cannot use an example.
+    """``unusable`` for one example: the reason against it, or None."""
+    masks = unusable(outline([example]), needs_both)
+    return next((reason for reason, mask in masks.items() if mask[0]), None)
+
+
+def unusable(rows: Outline, needs_both: bool) -> dict[str, NDArray[np.bool_]]:
+    """Say which rows a loss cannot use, and why.
 
     Args:
-        example: the complete example.
+        rows: the rows.
         needs_both: whether the loss compares positives with negatives (listwise and pairwise
             losses), so that a row that lacks one of them teaches it nothing.
 
     Returns:
-        The reason, to be counted and reported, or None where the example is usable.
+        For each reason, to be counted and reported, a mask of the rows that it holds for; a row has
+        one reason at most.
     """
     if not needs_both:
-        return None
-    positives, negatives = _distinct(example)
-    if not positives:
-        return NO_POSITIVE
-    return None if negatives else NO_NEGATIVE
+        return {}
+    no_positive = rows.positives.sizes == 0
+    return {NO_POSITIVE: no_positive, NO_NEGATIVE: ~no_positive & (rows.negatives.sizes == 0)}
+
+
+@overload
+def split_examples(
+    examples: list[Example], ratio: float, seed: int
+) -> tuple[list[Example], list[Example]]: ...
+
+
+@overload
+def split_examples(
+    examples: Sequence[Example], ratio: float, seed: int
+) -> tuple[Sequence[Example], Sequence[Example]]: ...
 
 
 def split_examples(
     examples: Sequence[Example], ratio: float, seed: int
-) -> tuple[list[Example], list[Example]]:
+) -> tuple[Sequence[Example], Sequence[Example]]:
     """Set a part of the rows aside for validation.
 
     Rows of the same query text (case and white space aside) stay on one side, so the dev part may
@@ -157,8 +213,8 @@ def split_examples(
             "than 1, such as 0.05"
         )
     if ratio == 0 or not examples:
-        return list(examples), []
-    queries = [_fold(example.query) for example in examples]
+        return select(examples, range(len(examples))), []
+    queries = folds(examples)
     rows = Counter(queries)
     wanted = max(1, round(ratio * len(examples)))
     salt = f"{seed}:".encode()
@@ -170,17 +226,15 @@ def split_examples(
             break
         dev_queries.add(query)
         taken += rows[query]
-    train: list[Example] = []
-    dev: list[Example] = []
-    for query, example in zip(queries, examples, strict=True):
-        (dev if query in dev_queries else train).append(example)
+    train = [i for i, query in enumerate(queries) if query not in dev_queries]
+    dev = [i for i, query in enumerate(queries) if query in dev_queries]
     if not train:
         raise DataError(
             f"--split_dataset_ratio {ratio} leaves no row to train on: {len(examples)} rows hold "
             f"{len(rows)} different queries; give more rows, or give the dev rows with "
             "--val_dataset and --split_dataset_ratio 0"
         )
-    return train, dev
+    return select(examples, train), select(examples, dev)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,10 +275,10 @@ def leaks(train: Iterable[Example], dev: Iterable[Example]) -> Leaks:
     documents: set[bytes] = set()
     pairs: set[bytes] = set()
     for example in train:
-        query = _fold(example.query)
+        query = fold(example.query)
         queries.add(query)
         for document, label in zip(example.documents, example.labels, strict=True):
-            text = _fold(document)
+            text = fold(document)
             documents.add(text)
             if label > 0:
                 positives.add(text)
@@ -233,17 +287,12 @@ def leaks(train: Iterable[Example], dev: Iterable[Example]) -> Leaks:
     shared_positives = shared_documents = shared_pairs = dev_rows = 0
     for example in dev:
         dev_rows += 1
-        query = _fold(example.query)
+        query = fold(example.query)
         if query in queries:
             shared_queries[example.query] = None
-        texts = [_fold(document) for document in example.documents]
+        texts = [fold(document) for document in example.documents]
         positive = [t for t, label in zip(texts, example.labels, strict=True) if label > 0]
         shared_positives += any(text in positives for text in positive)
         shared_documents += any(text in documents for text in texts)
         shared_pairs += sum(query + text in pairs for text in positive)
     return Leaks(tuple(shared_queries), shared_positives, shared_documents, shared_pairs, dev_rows)
-
-
-def _fold(text: str) -> bytes:
-    # 16 bytes a text, so that comparing two large collections does not hold both twice
-    return hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=16).digest()

@@ -1152,13 +1152,17 @@ def _beir_run(path: Path, shown: str) -> dict[str, dict[str, float]]:
     return run
 
 
+def _is_run(path: Path) -> bool:
+    return path.name.removesuffix(".gz").endswith((".trec", ".run"))
+
+
 def _choose_run(folder: Path, split: str | None) -> Path | None:
     runs = [
         path
         for place in (folder, folder / "runs")
         if place.is_dir()
         for path in sorted(place.iterdir())
-        if path.name.removesuffix(".gz").endswith((".trec", ".run"))
+        if _is_run(path)
     ]
     if split and len(runs) > 1:
         runs = [path for path in runs if _has_word(path.name, split)] or runs
@@ -1437,31 +1441,33 @@ def _warn_of_benchmark(name: str, files: list[Path], root: Path, report: LoadRep
         _warn(report, warning)
 
 
-def _take(examples: list[Example], count: int, seed: int) -> list[Example]:
+def taken(rows: int, count: int, seed: int) -> list[int]:
     """ms-swift's sampling: whole passes, then a sample of the rest without replacement."""
-    passes, rest = divmod(count, len(examples))
-    indices = list(range(len(examples))) * passes
+    passes, rest = divmod(count, rows)
     # in the order of the rows: the trainer shuffles anyway, and a subset stays readable
-    indices += sorted(np.random.default_rng(seed).permutation(len(examples))[:rest].tolist())
-    # a copy, because a repeated row becomes a query of its own, with negatives of its own
-    return [replace(examples[i]) for i in indices]
+    sample = sorted(np.random.default_rng(seed).permutation(rows)[:rest].tolist())
+    return list(range(rows)) * passes + sample
 
 
-def _make_ids_unique(examples: list[Example], report: LoadReport, *, count: bool) -> None:
+def unique_ids(ids: Sequence[str]) -> tuple[list[str], int]:
+    """Make ids unique by numbering those that stood before; also returns how many these are."""
     seen: dict[str, int] = {}
-    taken = {example.query_id for example in examples}
-    for example in examples:
-        query_id = example.query_id
+    taken_ids = set(ids)
+    unique: list[str] = []
+    repeated = 0
+    for query_id in ids:
         times = seen.get(query_id, 0) + 1
         seen[query_id] = times
         if times == 1:
+            unique.append(query_id)
             continue
-        _count(report.noted, REPEATED_ID, count)
-        while (unique := f"{query_id}~{times}") in taken:
+        repeated += 1
+        while (new := f"{query_id}~{times}") in taken_ids:
             times += 1
         seen[query_id] = times
-        taken.add(unique)
-        example.query_id = unique
+        taken_ids.add(new)
+        unique.append(new)
+    return unique, repeated
 
 
 def load_examples(
@@ -1499,30 +1505,119 @@ def load_examples(
         ConfigError: an unknown layout, a bad sampling number, a hub dataset that cannot be had.
         DataError: a file or row that cannot be read, or nothing left of a dataset.
     """
-    named = None if data_format is None else _reader(data_format)
     data = LoadedData([])
+    examples: list[Example] = []
+    for take, found in iter_datasets(
+        dataset,
+        data.report,
+        data.sources,
+        data_format=data_format,
+        split=split,
+        use_hf=use_hf,
+        revision=revision,
+        purpose=purpose,
+        progress=progress,
+    ):
+        rows = list(found)
+        ids, repeated = unique_ids([example.query_id for example in rows])
+        count_repeated_ids(data.report, repeated)
+        for example, query_id in zip(rows, ids, strict=True):
+            example.query_id = query_id
+        # a copy, because a repeated row becomes a query of its own, with negatives of its own
+        indices = [] if take is None else taken(len(rows), take, seed)
+        examples += rows if take is None else [replace(rows[i]) for i in indices]
+    ids, _ = unique_ids([example.query_id for example in examples])
+    for example, query_id in zip(examples, ids, strict=True):
+        example.query_id = query_id
+    data.examples = examples
+    return data
+
+
+def count_repeated_ids(report: LoadReport, number: int) -> None:
+    """Note how many rows of a dataset have an id that stood before."""
+    _count(report.noted, REPEATED_ID, number)
+
+
+def iter_datasets(
+    dataset: str | Path | Sequence[str | Path],
+    report: LoadReport,
+    sources: list[Source],
+    *,
+    data_format: str | None = None,
+    split: str | None = None,
+    use_hf: bool = True,
+    revision: str | None = None,
+    purpose: Purpose = "train",
+    progress: Progress | None = None,
+) -> Iterator[tuple[int | None, Iterator[Example]]]:
+    """Read datasets as streams; see ``load_examples``.
+
+    Args:
+        dataset: see there, as the others.
+        report: filled while the examples are read.
+        sources: filled while the examples are read.
+        data_format: see there.
+        split: see there.
+        use_hf: see there.
+        revision: see there.
+        purpose: see there.
+        progress: see there.
+
+    Yields:
+        For each dataset the number that is to be taken of it, if any, and all its examples, with
+        ids that may repeat.
+    """
+    named = None if data_format is None else _reader(data_format)
     for spec in _specs(dataset):
         path, subset = _locate(spec.name, use_hf, revision)
-        found: list[Example] = []
-        before = data.report.rows
-        dropped = data.report.dropped.copy()
-        for shown, layout, examples in _read_source(
-            path, spec.name, subset, named, split, purpose, data.report, progress
-        ):
-            start = len(found)
-            found.extend(examples)
-            data.sources.append(Source(shown, layout, len(found) - start))
-        if not found:
-            reasons = data.report.dropped - dropped
-            listed = ", ".join(f"{count} x {reason}" for reason, count in reasons.items())
-            raise DataError(
-                f"{spec.name}: no row is left of {data.report.rows - before} read"
-                f"{f' ({listed})' if listed else ''}; give a dataset with rows"
-            )
-        _make_ids_unique(found, data.report, count=True)
-        data.examples += found if spec.take is None else _take(found, spec.take, seed)
-    _make_ids_unique(data.examples, data.report, count=False)
-    return data
+
+        def examples(spec: _Spec, path: Path, subset: str | None) -> Iterator[Example]:
+            before = report.rows
+            dropped = report.dropped.copy()
+            count = 0
+            for shown, layout, found in _read_source(
+                path, spec.name, subset, named, split, purpose, report, progress
+            ):
+                start = count
+                for example in found:
+                    count += 1
+                    yield example
+                sources.append(Source(shown, layout, count - start))
+            if not count:
+                reasons = report.dropped - dropped
+                listed = ", ".join(f"{number} x {reason}" for reason, number in reasons.items())
+                raise DataError(
+                    f"{spec.name}: no row is left of {report.rows - before} read"
+                    f"{f' ({listed})' if listed else ''}; give a dataset with rows"
+                )
+
+        yield spec.take, examples(spec, path, subset)
+
+
+def source_files(
+    dataset: str | Path | Sequence[str | Path], *, use_hf: bool = True, revision: str | None = None
+) -> list[Path] | None:
+    """The files that ``load_examples`` may read.
+
+    Args:
+        dataset: see there.
+        use_hf: see there.
+        revision: see there.
+
+    Returns:
+        Them, or None where one of the names is no file or folder, such as a pipe.
+    """
+    files: list[Path] = []
+    for spec in _specs(dataset):
+        path, _ = _locate(spec.name, use_hf, revision)
+        if path.is_dir():
+            files += _row_files(path)
+            files += (p for p in sorted(path.rglob("*")) if _is_run(p) and p.is_file())
+        elif path.is_file():
+            files.append(path)
+        else:
+            return None
+    return files
 
 
 def _read_source(

@@ -1,0 +1,191 @@
+"""Folders that are made once and read many times, and the Arrow files in them.
+
+A folder is named by a digest of everything it depends on, made under another name and renamed into
+place, so that it is whole or absent, whoever else makes it at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+T = TypeVar("T")
+
+META = "meta.json"
+# an Arrow batch is the least that is laid out at a time: rows of it, or bytes of text, whatever
+# comes first; lists in it have 32-bit offsets
+BATCH_ROWS = 512
+BATCH_BYTES = 16 * 2**20
+
+
+class DamagedCacheError(Exception):
+    """A cached folder is not what was written."""
+
+
+def digest(value: Any) -> str:
+    """A name for a value of JSON."""
+    text = json.dumps(value, sort_keys=True)
+    # file names hold bytes that are no UTF-8 as lone surrogates
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+class ArrowWriter:
+    """Writes rows to an Arrow stream in constant memory.
+
+    Args:
+        file: opened for writing.
+        schema: a schema of pyarrow.
+
+    Attributes:
+        rows: how many were written.
+    """
+
+    def __init__(self, file: IO[bytes], schema: Any) -> None:
+        import pyarrow as pa
+
+        self.rows = 0
+        self._pa = pa
+        self._schema = schema
+        self._stream = pa.ipc.new_stream(file, schema)
+        self._waiting: list[dict[str, Any]] = []
+        self._bytes = 0
+
+    def write(self, row: dict[str, Any], size: int = 0) -> None:
+        """Add a row of about ``size`` bytes."""
+        self._waiting.append(row)
+        self.rows += 1
+        self._bytes += size
+        if len(self._waiting) == BATCH_ROWS or self._bytes >= BATCH_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is left and the end."""
+        self._flush()
+        self._stream.close()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            batch = self._pa.RecordBatch.from_pylist(self._waiting, schema=self._schema)
+            self._stream.write_batch(batch)
+        self._waiting, self._bytes = [], 0
+
+
+@contextlib.contextmanager
+def arrow_file(path: Path, schema: Any) -> Iterator[ArrowWriter]:
+    """Write an Arrow file; what went wrong leaves it unfinished."""
+    with path.open("wb") as file:
+        writer = ArrowWriter(file, schema)
+        yield writer
+        writer.close()
+
+
+def write_meta(folder: Path, values: dict[str, Any]) -> None:
+    """Write a folder's last file: some values, and the sizes of the other files."""
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    text = json.dumps({**values, "sizes": sizes})
+    (folder / META).write_text(text, encoding="utf-8")
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Read the values again.
+
+    Raises:
+        DamagedCacheError: a file of the folder is missing or has another size.
+    """
+    try:
+        values: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
+        sizes = {name: (folder / name).stat().st_size for name in values["sizes"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedCacheError(f"{folder}: {error}") from error
+    if sizes != values["sizes"]:
+        raise DamagedCacheError(f"{folder}: {sizes} in place of {values['sizes']}")
+    return values
+
+
+def cached(
+    folder: Path,
+    make: Callable[[Path], None],
+    read: Callable[[Path], T],
+    *,
+    rebuild: bool = False,
+) -> T:
+    """Read a folder, and make it before that where it is absent or damaged.
+
+    Args:
+        folder: its name holds a digest of all that it depends on.
+        make: fills an empty folder.
+        read: opens the folder; raises ``DamagedCacheError`` where it is not whole.
+        rebuild: make it anew.
+
+    Returns:
+        What ``read`` gives.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    started = time.time()
+    if not rebuild:
+        with contextlib.suppress(DamagedCacheError):
+            return read(folder)
+    # rows may be nobody else's business
+    folder.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.parent.mkdir(exist_ok=True)
+    with _locked(folder.with_name(f".{folder.name}.lock")) as alone:
+        # of several processes the first one makes it, and the others have waited here
+        if not rebuild or (folder.exists() and folder.stat().st_mtime >= started):
+            with contextlib.suppress(DamagedCacheError):
+                return read(folder)
+        if alone:  # what a process that was killed left
+            for left in folder.parent.glob(f".{folder.name}.*.part"):
+                shutil.rmtree(left, ignore_errors=True)
+        work = _empty(folder)
+        try:
+            make(work)
+            _publish(work, folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    try:
+        return read(folder)
+    except DamagedCacheError as error:
+        raise OSError(str(error)) from error
+
+
+def _empty(folder: Path) -> Path:
+    return Path(tempfile.mkdtemp(".part", f".{folder.name}.", folder.parent))
+
+
+def _publish(work: Path, folder: Path) -> None:
+    """Rename a folder into place, in place of one that may be there."""
+    if folder.exists():
+        # whoever reads the old one keeps its files open
+        old = _empty(folder)
+        os.replace(folder, old)
+        shutil.rmtree(old, ignore_errors=True)
+    try:
+        os.rename(work, folder)
+    except OSError:
+        # another process was faster, with the same content
+        if not folder.exists():
+            raise
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Wait until no other process holds this lock; False where the file system has none."""
+    import fcntl
+
+    with path.open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            yield False
+            return
+        yield True

@@ -1,0 +1,143 @@
+"""What planning reads of rows, without their texts.
+
+Which rows are usable, how they are split, how many groups each gives and what those cost is decided
+from a few numbers a row, so that a start reads no text where the rows lie on disk.
+
+Legend: ``N`` rows, ``D`` documents of one row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rankwright.types import Example
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """``N`` lists of numbers in one array.
+
+    Attributes:
+        values: all numbers, row after row.
+        offsets: where each row begins, and the end; ``N + 1`` of them.
+    """
+
+    values: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
+        """Lay lists into one array."""
+        sizes = np.fromiter((len(row) for row in rows), np.int64, len(rows))
+        offsets = np.concatenate(([0], sizes.cumsum()))
+        return cls(np.fromiter(chain.from_iterable(rows), np.int32, int(offsets[-1])), offsets)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """The length of each row."""
+        return np.diff(self.offsets)
+
+    def sums(self) -> NDArray[np.int64]:
+        """The sum of each row."""
+        ends = np.concatenate(([0], self.values.cumsum(dtype=np.int64)))
+        return ends[self.offsets[1:]] - ends[self.offsets[:-1]]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> NDArray[np.int32]:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """``N`` rows without their texts.
+
+    Attributes:
+        query_ids: their ids.
+        positives: indices of the distinct documents above 0, see ``distinct``.
+        negatives: indices of the other distinct documents.
+        highest: the greatest label of each row.
+    """
+
+    query_ids: Sequence[str]
+    positives: Ragged
+    negatives: Ragged
+    highest: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.highest)
+
+
+class Rows(Sequence[Example]):
+    """Examples that need not be in memory, with what planning reads of them apart."""
+
+    @abstractmethod
+    def outline(self) -> Outline:
+        """The rows without their texts."""
+
+    @abstractmethod
+    def folds(self) -> list[bytes]:
+        """``fold`` of each query."""
+
+    @abstractmethod
+    def select(self, indices: NDArray[np.int64]) -> Rows:
+        """These rows, in this order, without a copy."""
+
+
+def outline(examples: Sequence[Example]) -> Outline:
+    """Read rows' outline, or make it where they are plain examples."""
+    if isinstance(examples, Rows):
+        return examples.outline()
+    sides = [distinct(example) for example in examples]
+    return Outline(
+        [example.query_id for example in examples],
+        Ragged.of([positives for positives, _ in sides]),
+        Ragged.of([negatives for _, negatives in sides]),
+        np.array([highest(example) for example in examples], np.float64),
+    )
+
+
+def folds(examples: Sequence[Example]) -> list[bytes]:
+    """``fold`` of each query."""
+    if isinstance(examples, Rows):
+        return examples.folds()
+    return [fold(example.query) for example in examples]
+
+
+def select(examples: Sequence[Example], indices: Iterable[int]) -> Sequence[Example]:
+    """Take some of the rows, in the order of the indices."""
+    if isinstance(examples, Rows):
+        return examples.select(np.fromiter(indices, np.int64))
+    return [examples[i] for i in indices]
+
+
+def distinct(example: Example) -> tuple[list[int], list[int]]:
+    """Indices of positives and of negatives: each text once, under its best label."""
+    best: dict[str, int] = {}
+    for i, (document, label) in enumerate(zip(example.documents, example.labels, strict=True)):
+        j = best.get(document)
+        if j is None or label > example.labels[j]:
+            best[document] = i
+    indices = sorted(best.values())
+    positives = [i for i in indices if example.labels[i] > 0]
+    negatives = [i for i in indices if not example.labels[i] > 0]
+    return positives, negatives
+
+
+def highest(example: Example) -> float:
+    """The greatest label; 0 where there is none."""
+    return max(example.labels, default=0.0)
+
+
+def fold(text: str) -> bytes:
+    """A key for a text, case and white space aside."""
+    # 16 bytes a text, so that comparing two large collections does not hold both twice
+    return hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=16).digest()

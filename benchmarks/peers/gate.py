@@ -13,9 +13,10 @@ The clock of a round runs from the ``go`` to the end of the round's last optimis
 last ranked query), so that fetching, tokenising and collating stand inside of it.
 """
 
-# ruff: noqa: ARG001, ARG002, ARG005 - the signatures are those of the libraries
+# ruff: noqa: ARG001, ARG002 - the signatures are those of the libraries
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -155,17 +156,23 @@ def remember_loss(gate: Gate) -> None:
 
 
 def count_padded(gate: Gate, model: torch.nn.Module) -> None:
-    """Count what a padded (or flattened) model is given."""
+    """Count what a padded (or flattened) model is given.
 
-    def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    Its ``forward`` is wrapped: sentence-transformers calls it directly, past any hook.
+    """
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def counting(*args: Any, **kwargs: Any) -> Any:
         ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
         if ids is None and args:
             ids = args[0]
         if ids is not None:
             real = ids.numel() if mask is None or mask.dim() != 2 else int(mask.sum())
             gate.count(real, ids.numel())
+        return forward(*args, **kwargs)
 
-    model.register_forward_pre_hook(before, with_kwargs=True)
+    model.forward = counting  # type: ignore[method-assign]
 
 
 def training_arguments(job: dict[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,12 @@ attention, that with ``--padding_free``. It refuses ``--padding_free`` with any 
 on CPUs it always pads. Its head for generative models computes the rows of yes and no alone, at
 every token.
 
-Both with ``--gradient_checkpointing false``, which ms-swift turns on, and without worker processes
-that tokenise beside the threads that all systems are given.
+Both with ``--gradient_checkpointing false``, which ms-swift turns on; without worker processes that
+tokenise beside the threads that all systems are given; and with ``--check_model false``, without
+which it asks its hub for some 20 s whether a local folder is the latest version.
 """
 
-# ruff: noqa: ARG001, ARG002, ARG005 - the signatures are those of the libraries
+# ruff: noqa: ARG005 - the signatures are those of the libraries
 from __future__ import annotations
 
 import functools
@@ -68,6 +69,7 @@ def train(gate: Gate) -> None:
         "attn_impl": "sdpa",
         "callbacks": "pause",
         "add_version": False,
+        "check_model": False,
         "use_hf": True,
     }
     if best:

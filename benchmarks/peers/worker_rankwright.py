@@ -1,6 +1,6 @@
 """The worker of ``speed.py`` that runs Rankwright, through its public functions, with defaults."""
 
-# ruff: noqa: ARG001, ARG002, ARG005 - the signatures are those of the libraries
+# ruff: noqa: ARG001 - the signatures are those of the libraries
 from __future__ import annotations
 
 from typing import Any

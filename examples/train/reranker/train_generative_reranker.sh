@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Pointwise generative reranker: Qwen3-Reranker-4B, all weights, 4 GPUs.
 # DeepSpeed: pip install deepspeed, or go without by --deepspeed none. NPROC_PER_NODE counts the GPUs.
-# Flags given to the script win over its own. A batch counts queries; --dataset_num_proc is accepted
-# and without effect, since rows are tokenised while training (--dataloader_num_workers moves it).
+# Flags given to the script win over its own. A batch counts queries; --dataset_num_proc matters only
+# with --lazy_tokenize false: rows are else tokenised while training (--dataloader_num_workers moves it).
 set -euo pipefail
 
 torchrun --nproc_per_node "${NPROC_PER_NODE:-4}" -m rankwright train \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Listwise classification reranker: ModernBERT-base, all weights, 1 GPU.
-# Flags given to the script win over its own. A batch counts queries; --dataset_num_proc is accepted
-# and without effect, since rows are tokenised while training (--dataloader_num_workers moves it).
+# Flags given to the script win over its own. A batch counts queries; --dataset_num_proc matters only
+# with --lazy_tokenize false: rows are else tokenised while training (--dataloader_num_workers moves it).
 set -euo pipefail
 
 CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" \

@@ -19,6 +19,7 @@ from rankwright.arguments import (
     DataArguments,
     ModelArguments,
     TrainArguments,
+    cache_folder,
     from_environment,
     load_options,
     parse,
@@ -261,6 +262,8 @@ def test_every_flag_of_the_documented_scripts_is_read(tuner: str) -> None:
         "per_device_train_batch_size": 2,
         "per_device_eval_batch_size": 2,
         "gradient_accumulation_steps": 8,
+        "dataset_num_proc": 8,
+        "load_from_cache_file": True,
         "learning_rate": 6e-6,
         "dataloader_drop_last": True,
         "torch_dtype": "bfloat16",
@@ -276,7 +279,7 @@ def test_every_flag_of_the_documented_scripts_is_read(tuner: str) -> None:
         "bf16": True,
     }
     assert {name: flat[name] for name in expected} == expected
-    assert not {"dataset_num_proc", "label_names", "attn_impl", "padding_free"} & set(flat)
+    assert not {"label_names", "padding_free"} & set(flat)
     assert load_options(arguments.model)["kind"] == "generative"
 
 
@@ -526,3 +529,33 @@ def test_every_option_of_the_loader_is_an_argument() -> None:
     options = load_options(ModelArguments(model="m", task_type="generative_reranker"))
     LoadOptions(**options)
     assert {f.name for f in fields(LoadOptions)} - set(options) <= {"quantization"}
+
+
+def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The argument, the variable, XDG's, the home; none without a home. It is not saved."""
+    home = {"HOME": "/h"}
+    xdg = {"XDG_CACHE_HOME": "/x"}
+    ours = {"RANKWRIGHT_CACHE": "/r"}
+    assert cache_folder(DataArguments(cache_dir="/c"), ours | xdg) == Path("/c")
+    assert cache_folder(DataArguments(), ours | xdg) == Path("/r")
+    assert cache_folder(DataArguments(), xdg | {"RANKWRIGHT_CACHE": ""}) == Path("/x/rankwright")
+    monkeypatch.setenv("HOME", home["HOME"])
+    assert cache_folder(DataArguments(), {}) == Path("/h/.cache/rankwright")
+
+    def no_home() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    assert cache_folder(DataArguments(), {}) is None
+    assert read(*BASE, environ=ours).flat()["cache_dir"] is None
+
+
+def test_lazy_tokenize() -> None:
+    assert read(*BASE).data.lazy_tokenize is None
+    assert read(*BASE, "--lazy_tokenize", "false").data.lazy_tokenize is False
+    assert read(*BASE, "--lazy_tokenize", "true").data.lazy_tokenize is True
+    read(*BASE, "--lazy_tokenize", "false", "--batch_tokens", "900")
+    assert refused(*BASE, "--lazy_tokenize", "true", "--batch_tokens", "900").startswith(
+        "--lazy_tokenize true and --batch_tokens exclude each other"
+    )
+    assert refused(*BASE, "--dataset_num_proc", "0") == "--dataset_num_proc 0 is less than 1"

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch.testing import assert_close
 
 from rankwright import trainer as trainer_module
 from rankwright.arguments import resolve
+from rankwright.data import readers, tokens
 from rankwright.data.groups import sample_groups
+from rankwright.data.readers import load_examples
 from rankwright.errors import CheckpointError, ConfigError, DataError
 from rankwright.losses import LOSSES
 from rankwright.models import checkpoint
@@ -406,6 +409,116 @@ def test_from_python_and_from_files(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
     with pytest.raises(CheckpointError, match="holds no whole checkpoint"):
         train(**{**given, "output_dir": str(tmp_path / "new")}, resume=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("given", [{}, {"batch_tokens": 300}], ids=["queries", "tokens"])
+def test_where_rows_and_tokens_come_from_changes_nothing(
+    tmp_path: Path, given: dict[str, Any]
+) -> None:
+    """Lists or files, tokens lazily or ahead, workers or none: bit-equal losses and weights.
+
+    Twelve words to a document and 24 tokens to a pair, so documents and queries are cut; a worker's
+    cuts are counted once.
+    """
+    rows = [
+        Example("fox " * (3 if i % 2 else 20), e.documents, e.labels, query_id=e.query_id)
+        for i, e in enumerate(tiny.examples(16, documents=10, longest=20))
+    ]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    variants: dict[str, dict[str, Any]] = {
+        "list": {},
+        "file": {},
+        "ahead": {"lazy_tokenize": False},
+        "workers": {"dataloader_num_workers": 2},
+        "both": {"lazy_tokenize": False, "dataloader_num_workers": 2, "dataset_num_proc": 2},
+    }
+    found = []
+    for name, options in variants.items():
+        args = arguments(
+            tmp_path,
+            dataset=[str(path)],
+            output_dir=str(tmp_path / name),
+            cache_dir=str(tmp_path / "cache"),
+            max_length=24,
+            num_train_epochs=2,
+            max_negative_samples=4,
+            logging_steps=1,
+            **(given or {"per_device_train_batch_size": 4}),
+            **options,
+        )
+        if name == "list":
+            train_on(args, load_examples(path).examples, [])
+        else:
+            train(args)
+        state = json.loads((tmp_path / name / "trainer_state.json").read_text())
+        truncated = json.loads((tmp_path / name / "metrics.json").read_text())["truncated"]
+        losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+        found.append((losses, truncated))
+        assert_same_weights(tmp_path / "list", tmp_path / name)
+    assert all(each == found[0] for each in found)
+    assert len(found[0][0]) > 4
+    # of 32 groups, each of five documents, half have a query of 20 tokens
+    assert found[0][1]["queries"] == 16
+    assert 32 < found[0][1]["documents"] < 160
+
+
+def test_a_second_run_reads_and_tokenises_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another seed and another learning rate, over the same rows and tokens."""
+    path = write_rows(tmp_path / "rows.jsonl", ROWS)
+    given = {"dataset": [str(path)], "cache_dir": str(tmp_path / "cache"), "batch_tokens": 300}
+    train(arguments(tmp_path, **given))
+
+    def nothing(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("read or tokenised")
+
+    monkeypatch.setattr(readers, "read_rows", nothing)
+    monkeypatch.setattr(tokens, "encode_row", nothing)
+    given |= {"output_dir": str(tmp_path / "two"), "learning_rate": 1e-4, "seed": 7}
+    train(arguments(tmp_path, **given))
+    with pytest.raises(AssertionError, match="read or tokenised"):
+        train(arguments(tmp_path, **{**given, "overwrite": True, "load_from_cache_file": False}))
+
+
+def test_workers_are_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ahead of an accelerator's step, unless the user says otherwise; never beside a CPU's."""
+
+    def found(**given: Any) -> tuple[Any, ...]:
+        args = trainer_module._training_arguments(
+            arguments(tmp_path, **given), has_validation=False, resumed=False
+        )
+        return (
+            args.dataloader_num_workers,
+            args.dataloader_pin_memory,
+            args.dataloader_persistent_workers,
+            args.dataloader_prefetch_factor,
+        )
+
+    assert found() == (0, False, False, None)
+    assert found(dataloader_num_workers=3) == (3, False, True, 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert found() == (0, False, False, None)  # --use_cpu
+    given = {"use_cpu": False, "dataloader_prefetch_factor": 7}
+    values: dict[str, Any] = {}
+    monkeypatch.setattr(trainer_module, "TrainingArguments", _Recorded(values))
+    with pytest.raises(ConfigError, match="recorded"):
+        found(**given)
+    names = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor")
+    assert [values[f"dataloader_{name}"] for name in names] == [2, True, True, 7]
+
+
+class _Recorded:
+    """In place of TrainingArguments, which would look for the accelerator."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+        self.__dataclass_fields__ = transformers.TrainingArguments.__dataclass_fields__
+
+    def __call__(self, **given: Any) -> Any:
+        self.values |= given
+        raise ValueError("recorded")
 
 
 @pytest.mark.parametrize(

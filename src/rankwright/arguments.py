@@ -506,7 +506,7 @@ class TrainArguments:
             name: value
             for name, value in values.items()
             if "token" not in name
-            or name in ("positive_token", "negative_token")
+            or name in ("positive_token", "negative_token", "lazy_tokenize")
             or name.endswith("_tokens")
         }
 

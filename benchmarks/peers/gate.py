@@ -13,7 +13,7 @@ The clock of a round runs from the ``go`` to the end of the round's last optimis
 last ranked query), so that fetching, tokenising and collating stand inside of it.
 """
 
-# ruff: noqa: ARG001, ARG002 - the signatures are those of the libraries
+# ruff: noqa: ARG002 - the signatures are those of the libraries
 from __future__ import annotations
 
 import functools
@@ -28,6 +28,9 @@ from typing import Any
 import torch
 import transformers
 
+# batch sizes that a peer's ranking at its best chooses from
+BATCHES = (4, 8, 16, 32, 64)
+
 
 class Gate:
     """Speaks with the orchestrator, and counts tokens.
@@ -39,7 +42,7 @@ class Gate:
     def __init__(self, job: dict[str, Any]) -> None:
         self.job = job
         self.out = os.fdopen(job["descriptor"], "w", buffering=1)
-        self.real = 0
+        self.real: torch.Tensor | int = 0
         self.computed = 0
         self.forwards = 0
         self.loss: torch.Tensor | float | None = None
@@ -55,9 +58,12 @@ class Gate:
             self.out.close()
             os._exit(0)
 
-    def count(self, real: int, computed: int) -> None:
-        """Add the tokens of one forward pass: of its pairs, and of what was computed for them."""
-        self.real += real
+    def count(self, real: torch.Tensor | int, computed: int) -> None:
+        """Add the tokens of one forward pass: of its pairs, and of what was computed for them.
+
+        A tensor is read at the end of the round, so that no accelerator is waited for.
+        """
+        self.real = self.real + real
         self.computed += computed
         self.forwards += 1
 
@@ -89,7 +95,7 @@ class Gate:
             seconds=seconds,
             pairs=pairs,
             loss=float(loss) if loss is not None else None,
-            real_tokens=self.real,
+            real_tokens=int(self.real),
             computed_tokens=self.computed,
             forwards=self.forwards,
             peak_memory=self.peak_memory(),
@@ -122,6 +128,7 @@ class Pause(transformers.TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End the start-up."""
+        self.gate.loss = None
         if state.global_step == 0:
             self.startup = self.gate.startup()
 
@@ -145,12 +152,16 @@ class Pause(transformers.TrainerCallback):  # type: ignore[misc]
 
 
 def remember_loss(gate: Gate) -> None:
-    """Keep what every trainer's step returns: the loss, of which logs show a rounded mean."""
+    """Keep what every trainer's steps return: the loss, of which logs show a rounded mean.
+
+    With accumulation each is a share, and their sum the optimiser step's loss.
+    """
     original = transformers.Trainer.training_step
 
     def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        gate.loss = original(self, *args, **kwargs)
-        return gate.loss
+        loss = original(self, *args, **kwargs)
+        gate.loss = loss if gate.loss is None else gate.loss + loss
+        return loss
 
     transformers.Trainer.training_step = training_step
 
@@ -168,7 +179,7 @@ def count_padded(gate: Gate, model: torch.nn.Module) -> None:
         if ids is None and args:
             ids = args[0]
         if ids is not None:
-            real = ids.numel() if mask is None or mask.dim() != 2 else int(mask.sum())
+            real = ids.numel() if mask is None or mask.dim() != 2 else mask.sum()
             gate.count(real, ids.numel())
         return forward(*args, **kwargs)
 
@@ -224,14 +235,39 @@ def read_rows(path: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
-def rank_rounds(gate: Gate, rank: Callable[[str, list[str]], Any]) -> None:
-    """Rank all documents of a few queries, again for every ``go``."""
+def choose_batch(gate: Gate, rank: Callable[[str, list[str], int], Any]) -> int:
+    """The fastest batch size for the first query's documents; choosing it is no start-up."""
+    row = read_rows(gate.job["rows"])[0]
+    query, texts = row["query"], (row["positive"] + row["negative"])[:64]
+    times = {}
+    chosen = time.perf_counter()
+    for batch in BATCHES:
+        rank(query, texts[:8], batch)
+        began = time.perf_counter()
+        rank(query, texts, batch)
+        times[batch] = time.perf_counter() - began
+    gate.job["excluded"] = time.perf_counter() - chosen
+    best = min(times, key=times.__getitem__)
+    gate.say("note", text=f"batch size {best}")
+    return best
+
+
+def rank_rounds(
+    gate: Gate, rank: Callable[[str, list[str]], Any], mean: Callable[[Any], float]
+) -> None:
+    """Rank all documents of a few queries, again for every ``go``.
+
+    Args:
+        gate: to the orchestrator.
+        rank: ranks one query's documents.
+        mean: mean probability in what ``rank`` returned, by which the systems are compared.
+    """
     rows = read_rows(gate.job["rows"])
     queries = [(row["query"], row["positive"] + row["negative"]) for row in rows]
     first = queries[0]
     startup = gate.startup()
-    rank(first[0], first[1][:8])
-    gate.say("ready", startup=startup, loss=None, peak_memory=gate.peak_memory())
+    found = mean(rank(first[0], first[1][:8]))
+    gate.say("ready", startup=startup, loss=found, peak_memory=gate.peak_memory())
     gate.real = gate.computed = gate.forwards = 0
     for _ in range(gate.job["rounds"]):
         gate.wait()

@@ -2,9 +2,12 @@
 
 ``documented``: the settings of its ``examples/train/reranker`` scripts that have a meaning on one
 device without DeepSpeed: random batches, padded to the longest, padding on the left for generative
-models. ``best``: ``--group_by_length``, over the whole file (transformers groups within 50 batches,
-which in a file as short as one round would be no grouping), and where ``--attention`` names a flash
-attention, that with ``--padding_free``. It refuses ``--padding_free`` with any other attention, so
+models.
+
+``best``: ``--group_by_length``, over the whole file (transformers groups within 50 batches, which
+in a file as short as one round would be no grouping). On CPUs one group at a time, with the same
+groups an optimiser step by accumulation, which pads less. Where ``--attention`` names a flash
+attention, that with ``--padding_free``; it refuses ``--padding_free`` with any other attention, so
 on CPUs it always pads. Its head for generative models computes the rows of yes and no alone, at
 every token.
 
@@ -20,7 +23,16 @@ import functools
 import os
 from typing import Any
 
-from gate import Gate, Pause, count_padded, rank_rounds, remember_loss, serve, training_arguments
+from gate import (
+    Gate,
+    Pause,
+    choose_batch,
+    count_padded,
+    rank_rounds,
+    remember_loss,
+    serve,
+    training_arguments,
+)
 
 # rows as few as one round's are not worth a pool of processes
 MANY_ROWS = 1000
@@ -78,6 +90,9 @@ def train(gate: Gate) -> None:
         whole = functools.partial(utils.get_length_grouped_indices, mega_batch_mult=10**9)
         utils.get_length_grouped_indices = whole
         values["group_by_length"] = True
+        if job["device"] == "cpu":
+            values["per_device_train_batch_size"] = 1
+            values["gradient_accumulation_steps"] = job["groups_per_step"]
         if job["attention"]:
             flash = "flash" in job["attention"]
             values |= {"attn_impl": job["attention"], "padding_free": flash}
@@ -90,8 +105,14 @@ def train(gate: Gate) -> None:
 
 
 def rank(gate: Gate) -> None:
-    """Rank one query after the other with its engine, as its ``infer.py`` example does."""
+    """Rank one query after the other with its engine, as its ``infer.py`` example does.
+
+    At its best the documents are sorted by length first, which its engine leaves to the caller, in
+    batches of the fastest of a few sizes.
+    """
     job = gate.job
+    best = job["configuration"] == "best"
+    # imported after the environment is set
     import torch
     from swift.infer_engine import InferRequest, TransformersEngine
 
@@ -102,12 +123,17 @@ def rank(gate: Gate) -> None:
         model_type=named["model_type"],
         template_type=named["template"],
         torch_dtype=getattr(torch, job["dtype"]),
+        attn_impl=job["attention"] if best and job["attention"] else None,
         max_batch_size=32,
         use_hf=True,
     )
     engine.template.max_length = job["max_length"]
 
-    def once(query: str, documents: list[str]) -> Any:
+    def once(query: str, documents: list[str], size: int | None = None) -> Any:
+        if size:
+            engine.max_batch_size = size
+        if best:
+            documents = sorted(documents, key=len)
         requests = [
             InferRequest(
                 messages=[
@@ -119,8 +145,14 @@ def rank(gate: Gate) -> None:
         ]
         return engine.infer(requests, use_tqdm=False)
 
+    def mean(found: Any) -> float:
+        scores = [response.choices[0].message.content for response in found]
+        return sum(float(s[0] if isinstance(s, list) else s) for s in scores) / len(scores)
+
+    if best:
+        engine.max_batch_size = choose_batch(gate, once)
     count_padded(gate, engine.model)
-    rank_rounds(gate, once)
+    rank_rounds(gate, once, mean)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 # ruff: noqa: ARG001 - the signatures are those of the libraries
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -48,7 +49,11 @@ def rank(gate: Gate) -> None:
         job["model"], device=job["device"], dtype=job["dtype"], max_length=job["max_length"]
     )
     count_packed(gate, reranker.loaded.model)
-    rank_rounds(gate, reranker.rank)
+
+    def mean(found: Any) -> float:
+        return sum(1 / (1 + math.exp(-document.score)) for document in found) / len(found)
+
+    rank_rounds(gate, reranker.rank, mean)
 
 
 if __name__ == "__main__":

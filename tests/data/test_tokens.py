@@ -13,6 +13,7 @@ import pytest
 
 from rankwright.data import tokens as tokens_module
 from rankwright.data.collate import Collator
+from rankwright.data.outline import Ragged
 from rankwright.data.store import load_store
 from rankwright.data.tokens import TokenStore, token_store
 from rankwright.errors import ConfigError
@@ -54,11 +55,13 @@ def test_any_choice_is_encoded_alike(kind: str, length: int) -> None:
         for index, row in enumerate(ROWS):
             documents = range(len(row.documents))
             choices = [tuple(documents), *combinations(documents, 2), *((i,) for i in documents)]
-            for chosen, found in zip(choices, made.pairs(index, choices), strict=True):
+            costs = lengths.of(np.full(len(choices), index), Ragged.of(choices))
+            pairs = made.pairs(index, choices)
+            for chosen, found, cost in zip(choices, pairs, costs, strict=True):
                 group = Group(row, chosen)
                 expected = encode.encode(row.query, group.documents, row.instruction)
                 assert found == expected
-                assert lengths.of(index, chosen) == collate.cost(expected)
+                assert cost == collate.cost(expected)
                 seen.add((expected.truncated_query, bool(expected.truncated_documents)))
                 group.tokens = found
                 assert collate.encode(group) is found
@@ -120,8 +123,10 @@ def test_views_and_repeated_rows(tmp_path: Path) -> None:
     assert len(TokenStore(folder / tokens_module.TOKENS)) == 3
     lengths = made.lengths(share_prefix=True)
     whole = token_store(rows, encode, None).lengths(share_prefix=True)
-    for index, place in enumerate((7, 2, 11, 2, 7)):
-        assert lengths.of(index, (0, 3)) == whole.of(place, (0, 3))
+    chosen = Ragged.of([(0, 3)] * 5)
+    np.testing.assert_array_equal(
+        lengths.of(np.arange(5), chosen), whole.of(np.array([7, 2, 11, 2, 7]), chosen)
+    )
 
 
 @pytest.mark.parametrize("change", ["tokenizer", "template", "instruction", "max_length", "rows"])

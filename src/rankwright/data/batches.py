@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
 from rankwright.data.groups import GroupMode, count_groups, draw_groups, sample_groups
-from rankwright.data.outline import Outline, outline
+from rankwright.data.outline import Outline, Ragged, outline
 from rankwright.data.tokens import Lengths, TokenStore
 from rankwright.errors import DataError
 from rankwright.types import Example, Group
@@ -75,17 +75,20 @@ class Sampling:
         if not every:
             whole &= (rows.positives.sizes <= 1) & (rows.negatives.sizes <= self.max_negatives)
         costs = np.repeat(lengths.of_all(rows), counts)
-        starts = np.cumsum(counts) - counts
-        for row in np.flatnonzero(~whole & (counts > 0)).tolist():
-            chosen = draw_groups(
+        drawn = ~whole & (counts > 0)
+        chosen: list[int] = []
+        sizes: list[int] = []
+        for row in np.flatnonzero(drawn).tolist():
+            for indices in draw_groups(
                 rows.positives[row].tolist(),
                 rows.negatives[row].tolist(),
                 f"{self.seed}:{epoch}:{rows.query_ids[row]}",
                 **self._limits,
-            )
-            start = int(starts[row])
-            for number, indices in enumerate(chosen):
-                costs[start + number] = lengths.of(row, indices)
+            ):
+                chosen += indices
+                sizes.append(len(indices))
+        of = np.repeat(np.flatnonzero(drawn), counts[drawn])
+        costs[np.repeat(drawn, counts)] = lengths.of(of, Ragged.flat(chosen, sizes))
         return costs
 
 

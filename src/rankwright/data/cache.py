@@ -66,6 +66,12 @@ class ArrowWriter:
         if len(self._waiting) == BATCH_ROWS or self._bytes >= BATCH_BYTES:
             self._flush()
 
+    def write_batch(self, batch: Any) -> None:
+        """Add rows that are an Arrow batch already."""
+        self._flush()
+        self.rows += batch.num_rows
+        self._stream.write_batch(batch)
+
     def close(self) -> None:
         """Write what is left and the end."""
         self._flush()

@@ -123,7 +123,7 @@ def draw_groups(
     random = _generator(key)
 
     def draw(indices: Sequence[int], count: int) -> list[int]:
-        return [indices[k] for k in random.permutation(len(indices))[:count]]
+        return [indices[k] for k in random.permutation(len(indices))[:count].tolist()]
 
     if not positives:
         drawn = draw(negatives, max_negatives)

@@ -35,9 +35,13 @@ class Ragged:
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]]) -> Ragged:
         """Lay lists into one array."""
-        sizes = np.fromiter((len(row) for row in rows), np.int64, len(rows))
-        offsets = np.concatenate(([0], sizes.cumsum()))
-        return cls(np.fromiter(chain.from_iterable(rows), np.int32, int(offsets[-1])), offsets)
+        return cls.flat(list(chain.from_iterable(rows)), [len(row) for row in rows])
+
+    @classmethod
+    def flat(cls, values: Sequence[int], sizes: Sequence[int]) -> Ragged:
+        """Cut one list into rows of these sizes."""
+        offsets = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+        return cls(np.array(values, np.int32), offsets)
 
     @property
     def sizes(self) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ Legend: ``N`` rows, ``D`` documents of one row.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import io
 import logging
@@ -42,6 +43,7 @@ from rankwright.types import Example, PairTokens
 logger = logging.getLogger(__name__)
 
 TOKENS = "tokens.arrow"
+_IDS = ("prefix", "cut_prefix", "documents", "flags")
 # rows that a worker encodes at a time
 CHUNK = 64
 # what a document says of itself
@@ -72,13 +74,20 @@ class Lengths:
         """Which rows have the same prefix for all documents."""
         return np.equal(self.prefixes, self.cut_prefixes)
 
-    def of(self, row: int, chosen: Sequence[int]) -> int:
-        """Tokens that a group takes in a batch."""
-        indices = list(chosen)
-        forced = bool((self.flags[row][indices] & FORCES).any())
-        prefix = int((self.cut_prefixes if forced else self.prefixes)[row])
-        copies = 1 if self.share_prefix else len(indices)
-        return prefix * copies + int(self.documents[row][indices].sum())
+    def of(self, rows: NDArray[np.int64], chosen: Ragged) -> NDArray[np.int64]:
+        """Tokens that groups take in a batch.
+
+        Args:
+            rows: the row of each group.
+            chosen: its documents.
+        """
+        places = np.repeat(self.documents.offsets[rows], chosen.sizes) + chosen.values
+        forces = Ragged(self.flags.values[places] & FORCES, chosen.offsets).sums() > 0
+        prefixes = np.where(forces, self.cut_prefixes[rows], self.prefixes[rows])
+        copies = np.ones(len(rows), np.int64) if self.share_prefix else chosen.sizes
+        costs: NDArray[np.int64] = prefixes * copies
+        costs += Ragged(self.documents.values[places], chosen.offsets).sums()
+        return costs
 
     def of_all(self, rows: Outline) -> NDArray[np.int64]:
         """Tokens that the group of all distinct documents takes, for each row that is ``plain``."""
@@ -113,8 +122,7 @@ class TokenStore:
                 self._table = Table.from_buffer(pa.py_buffer(file))
             else:
                 self._table = Table.from_file(str(file))
-            ids = ["prefix", "cut_prefix", "documents", "flags"]
-            self._ids = self._table.select_columns(ids)
+            self._ids = self._table.select_columns(list(_IDS))
         except (OSError, ValueError, KeyError) as error:
             raise DamagedCacheError(f"tokens: {error}") from error
         self._positions = np.arange(len(self._table)) if positions is None else positions
@@ -139,8 +147,8 @@ class TokenStore:
         Returns:
             One for each group.
         """
-        row = self._ids[int(self._positions[index])]
-        return [_pair(row, chosen) for chosen in groups]
+        row = _Row(self._ids.data.fast_slice(int(self._positions[index]), 1))
+        return [row.pair(chosen) for chosen in groups]
 
     def lengths(self, *, share_prefix: bool) -> Lengths:
         """How many tokens there are, without reading them."""
@@ -159,15 +167,28 @@ class TokenStore:
         )
 
 
-def _pair(row: dict[str, Any], chosen: Sequence[int]) -> PairTokens:
-    flags = [row["flags"][i] for i in chosen]
-    forced = any(flag & FORCES for flag in flags)
-    return PairTokens(
-        row["cut_prefix"] if forced and row["cut_prefix"] is not None else row["prefix"],
-        [row["documents"][i] for i in chosen],
-        sum(bool(flag & CUT) for flag in flags),
-        forced,
-    )
+class _Row:
+    """One row of the file; of its documents only those asked for become lists."""
+
+    def __init__(self, table: Any) -> None:
+        prefix, cut_prefix, documents, flags = (
+            table.column(name).chunk(0).flatten() for name in _IDS
+        )
+        self.prefix: list[int] = prefix.to_numpy().tolist()
+        self.cut_prefix: list[int] = cut_prefix.to_numpy().tolist()
+        self.ids = documents.values.to_numpy()
+        self.offsets: list[int] = documents.offsets.to_numpy().tolist()
+        self.flags: list[int] = flags.to_numpy().tolist()
+
+    def pair(self, chosen: Sequence[int]) -> PairTokens:
+        flags = [self.flags[i] for i in chosen]
+        forced = any(flag & FORCES for flag in flags)
+        return PairTokens(
+            self.cut_prefix if forced else self.prefix,
+            [self.ids[self.offsets[i] : self.offsets[i + 1]].tolist() for i in chosen],
+            sum(bool(flag & CUT) for flag in flags),
+            forced,
+        )
 
 
 def _schema() -> Any:
@@ -229,12 +250,15 @@ class _Chunks(Dataset[Any]):
     def __len__(self) -> int:
         return -(-len(self.examples) // CHUNK)
 
-    def __getitem__(self, chunk: int) -> list[dict[str, Any]] | Exception:
+    def __getitem__(self, chunk: int) -> Any:
+        import pyarrow as pa
+
         indices = range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.examples)))
         try:
-            return [encode_row(self.encoder, self.examples[i]) for i in indices]
+            rows = [encode_row(self.encoder, self.examples[i]) for i in indices]
         except Exception as error:  # a worker's traceback would hide what it says
             return error
+        return pa.RecordBatch.from_pylist(rows, schema=_schema())
 
 
 def _encode(
@@ -244,17 +268,22 @@ def _encode(
         _Chunks(examples, encoder),
         batch_size=None,
         num_workers=workers if workers > 1 else 0,
+        collate_fn=_as_it_is,
         worker_init_fn=quiet_tokenizers,
     )
     if workers > 1:
         allow_forks()
     with tracked("tokenising", len(examples)) as advance:
-        for rows in loader:
-            if isinstance(rows, Exception):
-                raise rows
-            for row in rows:
-                writer.write(row, 4 * (row["prefix_length"] + sum(row["lengths"])))
-            advance(len(rows))
+        for batch in loader:
+            if isinstance(batch, Exception):
+                raise batch
+            writer.write_batch(batch)
+            advance(batch.num_rows)
+
+
+def _as_it_is(batch: Any) -> Any:
+    # the loader's own way would look at every number
+    return batch
 
 
 def allow_forks() -> None:
@@ -313,7 +342,7 @@ def token_store(
         "code": [inspect.getsource(module) for module in (templates, sys.modules[__name__])],
         "schema": str(_schema()),
         "rows": examples.folder.name,
-        "chosen": digest(rows.tolist()),
+        "chosen": hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest(),
         "tokenizer": [type(encoder.tokenizer).__name__, backend.to_str()],
         "template": encoder.template.to_dict(),
         "max_length": encoder.max_length,

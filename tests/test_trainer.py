@@ -253,6 +253,31 @@ def test_resume_is_bit_equal(tmp_path: Path, tuner: str, monkeypatch: pytest.Mon
     assert records[0]["before"] == records[1]["before"]
 
 
+def test_resume_with_a_token_budget_is_bit_equal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped within the second of three epochs: the plan is drawn again, the same."""
+    given = {
+        "batch_tokens": 700,
+        "num_train_epochs": 3,
+        "max_negative_samples": 2,
+        "dropout": 0.1,
+        "save_steps": 50,
+    }
+    whole = train_on(arguments(tmp_path, output_dir=str(tmp_path / "whole"), **given), ROWS, [])
+    stop = whole.steps // 3 + 2
+    assert stop < whole.steps * 2 // 3
+    cut = arguments(tmp_path, output_dir=str(tmp_path / "cut"), **given)
+    _interrupt_at(monkeypatch, stop)
+    with pytest.raises(Interrupted):
+        train_on(cut, ROWS, [])
+    monkeypatch.undo()
+    found = str(tmp_path / "cut" / f"checkpoint-{stop}")
+    resumed = train_on(cut, ROWS, [], resume_from=found)
+    assert resumed.steps == whole.steps
+    assert_same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
 def _interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Send this process SIGINT at the end of a step, as Ctrl-C does."""
     original = trainer_module._Watcher.on_step_end

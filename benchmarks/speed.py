@@ -63,12 +63,12 @@ import torch
 import transformers
 from rich.console import Console
 
+from rankwright.data.collate import Collator
 from rankwright.data.readers import load_examples
 from rankwright.errors import ConfigError, RankwrightError
 from rankwright.models import checkpoint
 from rankwright.models.checkpoint import LoadOptions
-from rankwright.ranking import collator
-from rankwright.templates import QWEN3_PREFIX, QWEN3_SUFFIX
+from rankwright.templates import QWEN3_PREFIX, QWEN3_SUFFIX, PairEncoder
 from rankwright.types import Group
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -296,7 +296,6 @@ def make_model(options: argparse.Namespace, name: str) -> dict[str, str]:
         return folders
     torch.manual_seed(0)
     raw = folder.with_name(f"{folder.name}-raw")
-    template = {"template_prefix": QWEN3_PREFIX, "template_suffix": QWEN3_SUFFIX}
     if decoder:
         source, padding = options.tokenizers / "qwen3", {}
         config = transformers.Qwen3Config(
@@ -310,11 +309,11 @@ def make_model(options: argparse.Namespace, name: str) -> dict[str, str]:
             transformers.ModernBertConfig(**sizes, **limits)
         )
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, **padding)
-    limit = {"max_length": 8192 + 512 if decoder else 8192}
+    limit = 8192 + 512 if decoder else 8192
     model.save_pretrained(raw)
     tokenizer.save_pretrained(raw)
     kind = "generative" if decoder else "classification"
-    checkpoint.save(checkpoint.load(raw, LoadOptions(kind=kind, **limit)), folder)
+    checkpoint.save(checkpoint.load(raw, LoadOptions(kind=kind, max_length=limit)), folder)
     if decoder:
         yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
         config.num_labels = 1
@@ -325,8 +324,13 @@ def make_model(options: argparse.Namespace, name: str) -> dict[str, str]:
         shutil.rmtree(raw)
         head.save_pretrained(raw)
         tokenizer.save_pretrained(raw)
-        loaded = checkpoint.load(raw, LoadOptions(kind="classification", **template, **limit))
-        checkpoint.save(loaded, one_row)
+        prompt = LoadOptions(
+            kind="classification",
+            max_length=limit,
+            template_prefix=QWEN3_PREFIX,
+            template_suffix=QWEN3_SUFFIX,
+        )
+        checkpoint.save(checkpoint.load(raw, prompt), one_row)
     shutil.rmtree(raw)
     return folders
 
@@ -441,9 +445,9 @@ def attention_flops(config: Any, length: int) -> float:
     on average where the model is causal, and a window in ModernBERT's local layers.
     """
     heads = config.num_attention_heads
-    width = heads * getattr(config, "head_dim", config.hidden_size // heads)
+    width = int(heads * getattr(config, "head_dim", config.hidden_size // heads))
     if config.model_type == "qwen3":
-        return 4.0 * width * config.num_hidden_layers * length * (length + 1) / 2
+        return 4.0 * width * int(config.num_hidden_layers) * length * (length + 1) / 2
     window = config.local_attention // 2
     total = 0.0
     for layer in config.layer_types:
@@ -464,7 +468,9 @@ def count_work(case: Case, model: str, rows: str) -> Work:
     parameters = sum(
         value.numel() for name, value in auto.named_parameters() if "embeddings." not in name
     ) - sum(v.numel() for n, v in auto.named_parameters() if n == "embed_tokens.weight")
-    collate = _collator(model)
+    spec, decoder = described.spec, config.model_type == "qwen3"
+    encoder = PairEncoder(described.tokenizer, spec.template, spec.max_length)
+    collate = Collator(encoder, share_prefix=decoder, scored_last=decoder)
     pairs = tokens = unique = longest = 0
     attention = shared_attention = 0.0
     memo = functools.cache(functools.partial(attention_flops, config))
@@ -489,11 +495,6 @@ def count_work(case: Case, model: str, rows: str) -> Work:
         passes * (2.0 * parameters * tokens + attention),
         passes * (2.0 * parameters * unique + shared_attention),
     )
-
-
-@functools.cache
-def _collator(model: str) -> Any:
-    return collator(checkpoint.load(model))
 
 
 # running
@@ -764,11 +765,17 @@ def groups_per_round(options: argparse.Namespace, model: str) -> int:
     return options.groups_per_round or (40 if model.endswith("small") else 10)
 
 
+def whole_steps(options: argparse.Namespace, groups: int) -> int:
+    """Round down to whole optimiser steps, at least one: none may be short, or left out."""
+    step: int = options.groups_per_step
+    return max(step, groups // step * step)
+
+
 def _documents_sweep(options: argparse.Namespace, model: str, task: str) -> list[Case]:
     pairs = groups_per_round(options, model) * 8
     sizes = (1, 4) if options.smoke else (1, 8, 32, 128)
     return [
-        Case(model, task, groups=max(options.groups_per_step, pairs // size), documents=size)
+        Case(model, task, groups=whole_steps(options, pairs // size), documents=size)
         for size in sizes
         if size > 1 or task != "listwise"
     ]
@@ -783,7 +790,7 @@ def _length_sweep(options: argparse.Namespace, model: str, task: str) -> list[Ca
     sizes = (32, 64) if options.smoke else (128, 512, 2048, 8000)
     budget = 2 * max(sizes) * options.groups_per_step
     return [
-        Case(model, task, "fixed", max(options.groups_per_step, budget // (2 * size)), 2, size)
+        Case(model, task, "fixed", whole_steps(options, budget // (2 * size)), 2, size)
         for size in sizes
     ]
 

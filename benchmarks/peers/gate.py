@@ -73,8 +73,8 @@ class Gate:
             torch.cuda.synchronize()
 
     def startup(self) -> float:
-        """Seconds since this process was started, less those spent on asking absent hubs."""
-        return time.time() - self.job["started"] - float(self.job.get("excluded", 0.0))
+        """Seconds since this process was started, less those spent on choosing a batch size."""
+        return time.time() - float(self.job["started"]) - float(self.job.get("excluded", 0.0))
 
     def peak_memory(self) -> int:
         """Bytes at the highest point: of a GPU where there is one, else of the process."""
@@ -183,7 +183,7 @@ def count_padded(gate: Gate, model: torch.nn.Module) -> None:
             gate.count(real, ids.numel())
         return forward(*args, **kwargs)
 
-    model.forward = counting  # type: ignore[method-assign]
+    model.forward = counting
 
 
 def training_arguments(job: dict[str, Any]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def train(gate: Gate) -> None:
     best = job["configuration"] == "best"
     os.environ["MAX_NEGATIVE_SAMPLES"] = str(max(0, job["documents"] - 1))
     # imported after the environment is set
-    from swift.callbacks import callbacks_map
+    from swift.callbacks import callbacks_map  # type: ignore[import-not-found]
 
     callbacks_map["pause"] = lambda args, trainer: Pause(gate, count_padded)
     remember_loss(gate)
@@ -96,7 +96,7 @@ def train(gate: Gate) -> None:
         if job["attention"]:
             flash = "flash" in job["attention"]
             values |= {"attn_impl": job["attention"], "padding_free": flash}
-    from swift.pipelines import sft_main
+    from swift.pipelines import sft_main  # type: ignore[import-not-found]
 
     words: list[str] = []
     for name, value in values.items():
@@ -114,7 +114,10 @@ def rank(gate: Gate) -> None:
     best = job["configuration"] == "best"
     # imported after the environment is set
     import torch
-    from swift.infer_engine import InferRequest, TransformersEngine
+    from swift.infer_engine import (  # type: ignore[import-not-found]
+        InferRequest,
+        TransformersEngine,
+    )
 
     named = names(job)
     engine = TransformersEngine(

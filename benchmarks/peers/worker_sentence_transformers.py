@@ -135,7 +135,7 @@ def train(gate: Gate) -> None:
         args=arguments,
         train_dataset=rows,
         loss=loss,
-        callbacks=[Pause(gate, lambda gate, model: count_padded(gate, model[0].model))],
+        callbacks=[Pause(gate, lambda gate, _: count_padded(gate, model[0].model))],
     ).train()
 
 

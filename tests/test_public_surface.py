@@ -20,14 +20,15 @@ NAMES = [
 MODEL_FLAGS = {
     "model", "task_type", "use_hf", "revision", "torch_dtype", "trust_remote_code", "max_length",
     "template_prefix", "template_suffix", "instruction", "positive_token", "negative_token",
-    "dropout", "packed",
+    "dropout", "packed", "attn_impl",
 }
 FLAGS = {
     "quickstart": {"model", "output_dir", "seed", "max_steps", "overwrite"},
     "train": MODEL_FLAGS | {
         # rows
         "dataset", "val_dataset", "split_dataset_ratio", "data_format", "max_positive_samples",
-        "max_negative_samples", "group", "batch_tokens", "share_prefix", "eval_batch_tokens",
+        "max_negative_samples", "group", "batch_tokens", "chunk_tokens",
+        "share_prefix", "eval_batch_tokens",
         "lazy_tokenize", "dataset_num_proc", "cache_dir", "load_from_cache_file",
         # loss
         "loss_type", "temperature", "min_group_size", "pos_weight",

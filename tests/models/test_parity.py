@@ -5,11 +5,16 @@ All in float64, so that only a real difference shows. Every family of FAMILIES i
 
 from __future__ import annotations
 
+from types import MethodType
+from typing import Any
+
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch.testing import assert_close
 
 from rankwright.data.collate import Collator
+from rankwright.losses import LOSSES, listwise
 from rankwright.models.families import FAMILIES
 from rankwright.models.reranker import RerankerModel
 from rankwright.templates import PAIR, QWEN3, PairEncoder
@@ -35,8 +40,8 @@ CASES = [
 UNLISTED = ["deberta-v2", "gpt2"]
 
 
-def reranker(name: str, *, packed: bool) -> tuple[RerankerModel, Collator]:
-    model = tiny.build(name).double()
+def reranker(name: str, *, packed: bool, **overrides: Any) -> tuple[RerankerModel, Collator]:
+    model = tiny.build(name, **overrides).double()
     generative = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
     tokenizer = tiny.tokenizer_for(name)
     tokens = tuple(tokenizer.convert_tokens_to_ids(["yes", "no"])) if generative else None
@@ -94,21 +99,200 @@ def test_packed_equals_padded_and_alone(name: str) -> None:
     assert_same(alone, padded, 1e-9)
 
 
-@pytest.mark.parametrize("name", [c for c in CASES if FAMILIES[c.split(":")[0]].causal])
-def test_shared_prefix_equals_separate(name: str) -> None:
-    """A group's prompt and query computed once: same scores, same gradients.
+DECODERS = [c for c in CASES if FAMILIES[c.split(":")[0]].causal]
 
-    RMSNorm computes in float32 whatever the dtype, so gradients that sum over documents before it
-    differ in the eighth digit; scores do not.
-    """
-    model, collate = reranker(name, packed=True)
-    assert collate.share_prefix
-    shared = collate(groups())
+
+def exact_norms(model: RerankerModel) -> None:
+    """Let RMSNorm compute in the model's own precision: transformers' computes in float32."""
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, True) + self.variance_epsilon)
+
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = MethodType(forward, module)
+
+
+def both_ways(collate: Collator, rows: list[Group]) -> tuple[PackedBatch, PackedBatch]:
+    """The same groups with shared prefixes, and without."""
+    collate.share_prefix = True
+    shared = collate(rows)
     assert max(shared.parents) >= 0
     collate.share_prefix = False
-    separate = collate(groups())
+    separate = collate(rows)
+    assert max(separate.parents) < 0
     assert shared.num_tokens < separate.num_tokens
-    assert_same(run(model, [shared]), run(model, [separate]), 1e-5)
+    return shared, separate
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_shared_prefix_equals_separate(name: str) -> None:
+    """A group's prompt and query computed once: scores and gradients to 1e-10 in float64."""
+    model, collate = reranker(name, packed=True)
+    assert collate.share_prefix
+    exact_norms(model)
+    shared, separate = both_ways(collate, groups())
+    found, expected = run(model, [shared]), run(model, [separate])
+    assert_close(found[0], expected[0], rtol=1e-10, atol=1e-10)
+    assert_same(found, expected, 1e-10)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_shared_prefix_in_float32(name: str) -> None:
+    """As it is used: within 1e-6 of float64 by norm, or as near as the separate way comes."""
+    model, collate = reranker(name, packed=True)
+    exact_norms(model)
+    shared, separate = both_ways(collate, groups())
+    exact = run(model, [separate])
+    plain, _ = reranker(name, packed=True)
+    plain.float()
+
+    def errors(batch: PackedBatch) -> tuple[float, float]:
+        scores_P, grads = run(plain, [batch])
+        off = [torch.norm(grads[n] - g) for n, g in exact[1].items()]
+        size = [torch.norm(g) for g in exact[1].values()]
+        return (
+            float((scores_P - exact[0]).norm() / exact[0].norm()),
+            float(torch.stack(off).norm() / torch.stack(size).norm()),
+        )
+
+    for found, plainly in zip(errors(shared), errors(separate), strict=True):
+        assert found <= max(1e-6, 1.5 * plainly)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_shared_prefix_over_several_steps_with_lora(checkpointing: bool) -> None:
+    """Four AdamW steps on adapters, three groups a step: the parameters stay equal."""
+    results = []
+    for way in (0, 1):
+        torch.manual_seed(0)
+        model, collate = reranker("qwen3", packed=True)
+        exact_norms(model)
+        tuned = inject_adapter_in_model(
+            LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False), model.hf
+        )
+        for name, parameter in tuned.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+            parameter.data = parameter.data.double()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+            model.hf.enable_input_require_grads()
+            model.train()
+        batch = both_ways(collate, groups())[way]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-3)
+        for _ in range(4):
+            optimizer.zero_grad()
+            listwise(model(batch), batch.labels_P, batch.offsets_Q).total.backward()
+            optimizer.step()
+        results.append([p.detach().clone() for p in trained])
+    assert len(results[0]) == 4 * 7 * 2
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other, rtol=1e-8, atol=1e-10)
+
+
+def test_shared_prefix_with_a_hundred_documents() -> None:
+    """Ranking a long list for one query: the same scores as one at a time."""
+    model, collate = reranker("qwen3", packed=True)
+    exact_norms(model)
+    example = tiny.examples(1, documents=100)[0]
+    shared, separate = both_ways(collate, [Group(example, tuple(range(100)))])
+    with torch.inference_mode():
+        assert_close(model(shared), model(separate), rtol=1e-10, atol=1e-10)
+
+
+def test_one_document_shares_nothing() -> None:
+    """Sharing is automatic where it saves tokens: a lone document is one segment."""
+    _, collate = reranker("qwen3", packed=True)
+    batch = collate([Group(tiny.examples(1)[0], (2,))])
+    assert batch.parents == (-1,)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", ["modernbert", "bert", "qwen3", "deberta-v2"])
+def test_chunks_give_the_same_gradients(name: str, loss: str) -> None:
+    """A batch over the limit is computed in chunks, for every loss, shared prefixes included."""
+    model, collate = reranker(name, packed=True)
+    exact_norms(model)
+    whole = collate(groups())
+    collate.chunk_tokens = whole.num_tokens // 3
+    cut = collate(groups())
+    assert len(cut.cuts) >= 3
+    assert whole.labels_P.equal(cut.labels_P)
+    assert whole.offsets_Q.equal(cut.offsets_Q)
+    ends = [end for _, end, _ in cut.cuts]
+    assert not set(ends[:-1]) <= set(cut.offsets_Q.tolist()), "a group is cut, too"
+    found = []
+    for batch in (whole, cut):
+        model.zero_grad()
+        scores_P = model(batch)
+        LOSSES[loss].function(scores_P, batch.labels_P, batch.offsets_Q).total.backward()
+        grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        found.append((scores_P.detach(), grads))
+    assert_same(found[1], found[0], 1e-9)
+    with torch.no_grad():
+        assert_close(model(cut), found[0][0], rtol=1e-9, atol=1e-10)
+
+
+def test_chunks_are_within_the_limit_unless_a_pair_is_longer() -> None:
+    for name in ("qwen3", "bert"):
+        _, collate = reranker(name, packed=True)
+        for limit in (1, 40, 150, 400):
+            collate.chunk_tokens = limit
+            batch = collate(groups())
+            chunks = batch.chunks() or [batch]
+            assert sum(chunk.num_pairs for chunk in chunks) == batch.num_pairs
+            for chunk in chunks:
+                assert chunk.num_tokens <= limit or chunk.num_pairs == 1
+
+
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+def test_chunks_repeat_their_dropout(name: str) -> None:
+    """The second pass of a chunk drops what the first dropped.
+
+    Two chunks of one pair each, dropout on. The gradient that the chunks leave is compared with the
+    one of the two pairs run in the same order from the same random state.
+    """
+    options = (
+        {"attention_dropout": 0.3}
+        if name == "qwen3"
+        else {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}
+    )
+    model, collate = reranker(name, packed=True, **options)
+    model.train()
+    example = tiny.examples(1)[0]
+    pairs = [collate([Group(example, (i,))]) for i in (0, 1)]
+    collate.chunk_tokens = 1
+    cut = collate([Group(example, (0, 1))])
+    assert len(cut.cuts) == 2
+    torch.manual_seed(5)
+    expected = run(model, pairs)
+    torch.manual_seed(5)
+    found = run(model, [cut])
+    assert_same(found, expected, 1e-9)
+    torch.manual_seed(6)
+    assert not torch.allclose(run(model, [cut])[0], found[0]), "dropout is on"
+
+
+def test_chunks_hold_less_memory() -> None:
+    """What autograd keeps between the passes: the scores' graph, not the layers' activations."""
+
+    def kept(batch: PackedBatch) -> int:
+        total = 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal total
+            total += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(batch)
+        return total
+
+    model, collate = reranker("modernbert", packed=True)
+    whole = collate(groups())
+    collate.chunk_tokens = 64
+    assert kept(collate(groups())) < kept(whole) / 50
 
 
 @pytest.mark.parametrize("name", UNLISTED)

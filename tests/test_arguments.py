@@ -280,7 +280,7 @@ def test_every_flag_of_the_documented_scripts_is_read(tuner: str) -> None:
     }
     assert {name: flat[name] for name in expected} == expected
     assert flat["attn_impl"] == "flash_attn"  # which means: the fastest that runs here
-    assert not {"dataset_num_proc", "label_names", "padding_free"} & set(flat)
+    assert not {"label_names", "padding_free"} & set(flat)
     assert load_options(arguments.model)["kind"] == "generative"
 
 

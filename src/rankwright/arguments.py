@@ -497,18 +497,12 @@ class TrainArguments:
     training: dict[str, Any]
 
     def flat(self) -> dict[str, Any]:
-        """All arguments under their flat names, to be saved with the run; tokens are left out."""
+        """All arguments under their flat names, to be saved with the run; secrets are left out."""
         values: dict[str, Any] = {}
         for part in (self.model, self.data, self.loss, self.tuner, self.run):
             values.update(dataclasses.asdict(part))
         values.update(self.training)
-        return {
-            name: value
-            for name, value in values.items()
-            if "token" not in name
-            or name in ("positive_token", "negative_token", "lazy_tokenize")
-            or name.endswith("_tokens")
-        }
+        return {name: value for name, value in values.items() if not name.endswith("hub_token")}
 
 
 def resolve(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> TrainArguments:

@@ -244,22 +244,21 @@ def _cumulative(
     layout = call.packing.layout(query.device)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if layout.keys is not None:
-        k, v = _Repeat.apply(k, layout.keys), _Repeat.apply(v, layout.keys)
+        k, v = (_Repeat.apply(t, layout.keys) for t in (k, v))  # type: ignore[no-untyped-call]
     side = -1 if call.window is None else call.window - 1
     return q, k, v, layout, (side, 0 if call.causal else side)
 
 
-def _varlen_kernel(*args: Any, **options: Any) -> Tensor:
+def _varlen_kernel(*args: Any, **options: Any) -> Any:
     from torch.nn.attention.varlen import varlen_attn
 
-    result: Tensor = varlen_attn(*args, **options)
-    return result
+    return varlen_attn(*args, **options)
 
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     """``torch.nn.attention.varlen``: one kernel for the row, without flash-attn installed."""
     q, k, v, layout, window = _cumulative(query, key, value, call)
-    return _varlen_kernel(
+    result: Tensor = _varlen_kernel(
         q,
         k,
         v,
@@ -270,19 +269,17 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
         scale=call.scaling,
         window_size=window,
         enable_gqa=query.shape[1] != key.shape[1],
-    )[None]
+    )
+    return result[None]
 
 
 def _flash_2_kernel(*args: Any, **options: Any) -> Any:
-    from flash_attn import flash_attn_varlen_func
-
-    return flash_attn_varlen_func(*args, **options)
+    return importlib.import_module("flash_attn").flash_attn_varlen_func(*args, **options)
 
 
 def _flash_3_kernel(*args: Any, **options: Any) -> Any:
-    from flash_attn_interface import flash_attn_varlen_func
-
-    return flash_attn_varlen_func(*args, **options)
+    module = importlib.import_module("flash_attn_interface")
+    return module.flash_attn_varlen_func(*args, **options)
 
 
 def flash_attention_2(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:

@@ -22,6 +22,7 @@ from rankwright.errors import CheckpointError, ConfigError, DataError
 from rankwright.losses import LOSSES
 from rankwright.models import checkpoint
 from rankwright.models.checkpoint import LoadOptions
+from rankwright.models.reranker import RerankerModel
 from rankwright.ranking import Reranker, collator
 from rankwright.trainer import Interrupted, TrainResult, train, train_on
 from rankwright.types import Example
@@ -119,6 +120,45 @@ def test_accumulation_equals_one_batch(tmp_path: Path, loss: str) -> None:
             [],
         )
     assert_same_weights(tmp_path / "one", tmp_path / "four", 2e-6)
+
+
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+def test_slices_and_chunks_train_the_same(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step computed at once, group by group, and in chunks of a group: the same weights."""
+    pieces = []
+    score = RerankerModel._score
+    monkeypatch.setattr(
+        RerankerModel, "_score", lambda self, batch: (pieces.append(batch), score(self, batch))[1]
+    )
+    calls = {}
+    for folder, slice_tokens, chunk_tokens in (
+        ("whole", 10**6, None),
+        ("slices", 1, None),
+        ("chunks", 10**6, 100),
+    ):
+        monkeypatch.setattr(trainer_module, "CPU_SLICE_TOKENS", slice_tokens)
+        pieces.clear()
+        given = {"chunk_tokens": chunk_tokens} if chunk_tokens else {}
+        run = arguments(
+            tmp_path,
+            name,
+            output_dir=str(tmp_path / folder),
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            max_steps=3,
+            optim="sgd",
+            learning_rate=0.05,
+            **given,
+        )
+        train_on(run, ROWS, [])
+        calls[folder] = len(pieces)
+    assert calls["whole"] == 6
+    assert calls["slices"] == 24
+    assert calls["chunks"] > 48
+    for folder in ("slices", "chunks"):
+        assert_same_weights(tmp_path / "whole", tmp_path / folder, 1e-5)
 
 
 def test_token_budget_sees_every_group(tmp_path: Path) -> None:

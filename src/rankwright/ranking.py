@@ -279,9 +279,13 @@ class Reranker:
 
 
 def collator(
-    loaded: Loaded, *, share_prefix: bool = True, chunk_tokens: int | None = None
+    loaded: Loaded,
+    *,
+    share_prefix: bool = True,
+    slice_tokens: int | None = None,
+    chunk_tokens: int | None = None,
 ) -> Collator:
-    """The collator that fits a model; see ``Collator`` for the two options."""
+    """The collator that fits a model; see ``Collator`` for the options."""
     model = loaded.model
     return Collator(
         loaded.encoder(),
@@ -289,6 +293,7 @@ def collator(
         scored_last=model.scored_last,
         position_offset=model.position_offset,
         token_types=getattr(model.config, "type_vocab_size", 0) > 1,
+        slice_tokens=slice_tokens,
         chunk_tokens=chunk_tokens,
     )
 

@@ -56,6 +56,8 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
 ADAPTER_FOLDER = "adapter"
+# on a CPU, activations of longer rows fall out of its caches (benchmarks/RESULTS.md)
+CPU_SLICE_TOKENS = 2048
 
 
 class Interrupted(KeyboardInterrupt):
@@ -226,6 +228,22 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         return dict(zip(self.truncated, counts.sum(0).tolist(), strict=True))
 
     # loss
+
+    def training_step(
+        self, model: Any, inputs: PackedBatch, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward, slice by slice: a loss sums over groups, so gradients add up."""
+        inputs = self._prepare_inputs(inputs)
+        # DeepSpeed counts backward passes itself
+        *slices, last = [inputs] if self.is_deepspeed_enabled else inputs.slices()
+        step: Callable[..., Tensor] = super().training_step
+        total: Tensor | None = None
+        for part in slices:
+            with self.accelerator.no_sync(model):
+                loss = step(model, part, num_items_in_batch)
+            total = loss if total is None else total + loss
+        loss = step(model, last, num_items_in_batch)
+        return loss if total is None else total + loss
 
     def _get_num_items_in_batch(
         self, batch_samples: list[PackedBatch], device: torch.device
@@ -539,6 +557,7 @@ def train_on(
     collate = collator(
         loaded,
         share_prefix=arguments.data.share_prefix,
+        slice_tokens=CPU_SLICE_TOKENS if args.device.type == "cpu" else None,
         chunk_tokens=arguments.data.chunk_tokens or arguments.data.batch_tokens,
     )
     plan = _plan(arguments, args, train_examples, collate)

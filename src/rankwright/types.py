@@ -7,7 +7,8 @@ packed row, ``S`` segments of the packed row, ``D`` documents of one query.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +87,22 @@ class Group:
         return [self.example.labels[i] for i in self.chosen]
 
 
+class Cut(NamedTuple):
+    """The end of a chunk, counted from the start of the row.
+
+    Attributes:
+        segments: segments before it.
+        pairs: pairs before it.
+        tokens: tokens before it.
+        groups: groups before it; None where it lies within a group.
+    """
+
+    segments: int
+    pairs: int
+    tokens: int
+    groups: int | None
+
+
 @dataclass(slots=True)
 class PackedBatch:
     """All documents of all groups in one row without padding.
@@ -111,8 +128,8 @@ class PackedBatch:
             saved.
         truncated_documents: documents that were cut, fillers aside.
         truncated_queries: groups whose query was cut, fillers aside.
-        cuts: where the chunks that are computed one after the other end, as (segment, pair, token)
-            counts; empty where the row is computed at once.
+        cuts: where the chunks that are computed one after the other end; empty where the row is
+            computed at once.
     """
 
     input_ids_T: torch.Tensor
@@ -129,7 +146,7 @@ class PackedBatch:
     padded_tokens: int = 0
     truncated_documents: int = 0
     truncated_queries: int = 0
-    cuts: tuple[tuple[int, int, int], ...] = ()
+    cuts: tuple[Cut, ...] = ()
 
     def to(self, device: Any, non_blocking: bool = False) -> PackedBatch:
         """Return the batch with every tensor on ``device``."""
@@ -152,30 +169,57 @@ class PackedBatch:
     def chunks(self) -> list[PackedBatch]:
         """The row's chunks, each a batch of its own pairs that shares this one's memory.
 
-        Their offsets are this batch's: a chunk may end within a group.
+        Their groups are this batch's: a chunk may end within one.
+        """
+        ends = (Cut(0, 0, 0, 0), *self.cuts)
+        return [self._between(start, end) for start, end in pairwise(ends)]
+
+    def slices(self) -> list[PackedBatch]:
+        """The row cut wherever a chunk ends with a group: batches of whole groups.
+
+        A loss that sums over groups may be computed on one after the other.
         """
         found = []
-        segment = pair = token = 0
-        for segment_end, pair_end, token_end in self.cuts:
-            types = self.token_type_ids_T
-            found.append(
-                replace(
-                    self,
-                    input_ids_T=self.input_ids_T[token:token_end],
-                    position_ids_T=self.position_ids_T[token:token_end],
-                    lengths=self.lengths[segment:segment_end],
-                    parents=tuple(
-                        p if p < 0 else p - segment for p in self.parents[segment:segment_end]
-                    ),
-                    score_index_P=self.score_index_P[pair:pair_end] - token,
-                    segment_P=self.segment_P[pair:pair_end] - segment,
-                    labels_P=self.labels_P[pair:pair_end],
-                    token_type_ids_T=None if types is None else types[token:token_end],
-                    cuts=(),
+        start, inner = Cut(0, 0, 0, 0), []
+        for cut in self.cuts:
+            inner.append(cut)
+            if cut.groups is None:
+                continue
+            assert start.groups is not None
+            part = self._between(start, cut)
+            part.offsets_Q = self.offsets_Q[start.groups : cut.groups + 1] - start.pairs
+            part.query_ids = self.query_ids[start.groups : cut.groups]
+            part.padded_tokens = 0
+            part.truncated_documents = part.truncated_queries = 0
+            if len(inner) > 1:
+                part.cuts = tuple(
+                    Cut(
+                        end.segments - start.segments,
+                        end.pairs - start.pairs,
+                        end.tokens - start.tokens,
+                        None if end.groups is None else end.groups - start.groups,
+                    )
+                    for end in inner
                 )
-            )
-            segment, pair, token = segment_end, pair_end, token_end
-        return found
+            found.append(part)
+            start, inner = cut, []
+        return found or [self]
+
+    def _between(self, start: Cut, end: Cut) -> PackedBatch:
+        types, pairs = self.token_type_ids_T, slice(start.pairs, end.pairs)
+        tokens, segments = slice(start.tokens, end.tokens), slice(start.segments, end.segments)
+        return replace(
+            self,
+            input_ids_T=self.input_ids_T[tokens],
+            position_ids_T=self.position_ids_T[tokens],
+            lengths=self.lengths[segments],
+            parents=tuple(p if p < 0 else p - start.segments for p in self.parents[segments]),
+            score_index_P=self.score_index_P[pairs] - start.tokens,
+            segment_P=self.segment_P[pairs] - start.segments,
+            labels_P=self.labels_P[pairs],
+            token_type_ids_T=None if types is None else types[tokens],
+            cuts=(),
+        )
 
     @property
     def num_pairs(self) -> int:

@@ -6,13 +6,13 @@ Shape legend: ``Q`` groups, ``P`` pairs, ``T`` tokens, ``S`` segments.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import torch
 
 from rankwright.templates import PairEncoder, PairTokens
-from rankwright.types import Group, PackedBatch
+from rankwright.types import Cut, Group, PackedBatch
 
 _Piece = tuple[list[int], list[list[int]]]
 """A prefix and the documents behind it."""
@@ -27,7 +27,8 @@ class Collator:
         scored_last: the score is read at the pair's last token, otherwise at its first.
         position_offset: position of a sequence's first token.
         token_types: whether the model reads segment kinds.
-        chunk_tokens: most tokens that are computed at a time; a larger batch is cut into chunks.
+        slice_tokens: tokens beyond which a row is cut between groups; a group is never cut for it.
+        chunk_tokens: most tokens that are computed at a time; a larger group is cut into chunks.
 
     Attributes:
         truncated: counts of cut ``documents`` and ``queries`` so far.
@@ -41,6 +42,7 @@ class Collator:
         scored_last: bool,
         position_offset: int = 0,
         token_types: bool = False,
+        slice_tokens: int | None = None,
         chunk_tokens: int | None = None,
     ) -> None:
         self.encoder = encoder
@@ -48,6 +50,7 @@ class Collator:
         self.scored_last = scored_last
         self.position_offset = position_offset
         self.token_types = token_types
+        self.slice_tokens = slice_tokens
         self.chunk_tokens = chunk_tokens
         self.truncated: Counter[str] = Counter()
 
@@ -99,8 +102,8 @@ class Collator:
             types.extend(kinds)
             return len(lengths) - 1
 
-        cuts: list[tuple[int, int, int]] = []
-        for chunk in self._chunks(encoded):
+        cuts: list[Cut] = []
+        for chunk, whole_groups in self._chunks(encoded):
             for prefix, documents in chunk:
                 # one document shares with nobody: two segments would only cost a second attention
                 # call
@@ -116,7 +119,7 @@ class Collator:
                     segments.append(segment)
                     score_index.append(len(ids) - 1 if self.scored_last else begin)
                     longest = max(longest, len(prefix) + len(document))
-            cuts.append((len(lengths), len(segments), len(ids)))
+            cuts.append(Cut(len(lengths), len(segments), len(ids), whole_groups))
         sizes = [len(tokens.documents) for tokens in encoded]
         return PackedBatch(
             input_ids_T=torch.tensor(ids, dtype=torch.long),
@@ -134,29 +137,43 @@ class Collator:
             cuts=tuple(cuts) if len(cuts) > 1 else (),
         )
 
-    def _chunks(self, encoded: Sequence[PairTokens]) -> list[list[_Piece]]:
-        """Cut the pairs, in their order, into chunks of at most ``chunk_tokens``.
+    def _chunks(self, encoded: Sequence[PairTokens]) -> Iterator[tuple[list[_Piece], int | None]]:
+        """Cut the groups, in their order, into what is computed at a time.
 
-        A pair that is longer is a chunk of its own; a chunk may end within a group, whose prefix
-        then stands in both.
+        Yields:
+            Pieces, and how many groups end with them; None where they end within a group.
         """
-        whole = [(tokens.prefix, tokens.documents) for tokens in encoded]
-        if self.chunk_tokens is None or sum(map(self.cost, encoded)) <= self.chunk_tokens:
-            return [whole]
-        chunks: list[list[_Piece]] = [[]]
+        sizes = [size for size in (self.slice_tokens, self.chunk_tokens) if size is not None]
+        chunk: list[_Piece] = []
         used = 0
-        for prefix, documents in whole:
-            taken: list[list[int]] = []
-            for document in documents:
-                # what one more document costs: its prefix too, unless another one brought it
-                cost = len(document) + (0 if taken and self.share_prefix else len(prefix))
-                if used and used + cost > self.chunk_tokens:
-                    if taken:
-                        chunks[-1].append((prefix, taken))
-                    chunks.append([])
-                    taken, used = [], 0
-                    cost = len(document) + len(prefix)
-                taken.append(document)
-                used += cost
-            chunks[-1].append((prefix, taken))
-        return chunks
+        for number, tokens in enumerate(encoded):
+            cost = self.cost(tokens)
+            if chunk and sizes and used + cost > min(sizes):
+                yield chunk, number
+                chunk, used = [], 0
+            if self.chunk_tokens is not None and cost > self.chunk_tokens:
+                *parts, last = self._parts(tokens, self.chunk_tokens)
+                yield from (([part], None) for part in parts)
+                yield [last], number + 1
+                continue
+            chunk.append((tokens.prefix, tokens.documents))
+            used += cost
+        if chunk:
+            yield chunk, len(encoded)
+
+    def _parts(self, tokens: PairTokens, limit: int) -> list[_Piece]:
+        """Cut one group into pieces of at most ``limit`` tokens; a longer pair is one of its own.
+
+        Each brings the prefix again.
+        """
+        parts: list[_Piece] = [(tokens.prefix, [])]
+        used = 0
+        for document in tokens.documents:
+            taken = parts[-1][1]
+            prefix = 0 if taken and self.share_prefix else len(tokens.prefix)
+            if taken and used + prefix + len(document) > limit:
+                parts.append((tokens.prefix, []))
+                used, prefix = 0, len(tokens.prefix)
+            parts[-1][1].append(document)
+            used += prefix + len(document)
+        return parts

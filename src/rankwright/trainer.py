@@ -56,8 +56,8 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
 ADAPTER_FOLDER = "adapter"
-# on a CPU, activations of longer rows fall out of its caches (benchmarks/RESULTS.md)
-CPU_SLICE_TOKENS = 2048
+# a CPU computes rows of this length as fast as longer ones, in less memory
+CPU_SLICE_TOKENS = 4096
 
 
 class Interrupted(KeyboardInterrupt):

@@ -70,6 +70,9 @@ class RerankerModel(nn.Module):
         self.model = model
         self.kind = kind
         self.token_ids = token_ids
+        self.token_ids_2: Tensor
+        # on the device, so that no step waits for a copy
+        self.register_buffer("token_ids_2", torch.tensor(token_ids or (0, 0)), persistent=False)
         config = self.hf.config
         if kind == "classification" and config.num_labels != 1:
             raise ConfigError(
@@ -179,7 +182,6 @@ class RerankerModel(nn.Module):
         if not self.packed:
             return self._score_padded(batch)
         inputs: dict[str, Any] = {
-            "input_ids": batch.input_ids_T[None],
             "position_ids": batch.position_ids_T[None],
             "attention_mask": None,
             "packing": attention.Packing(batch.lengths, batch.parents, self.attn_impl),
@@ -188,10 +190,19 @@ class RerankerModel(nn.Module):
             inputs["token_type_ids"] = batch.token_type_ids_T[None]
         if self.causal:
             inputs["use_cache"] = False
+        rows_2H: Tensor | None = None
+        if self.kind == "generative" and self._tied():
+            # looked up together with the text: indexing the head would cost a second gradient of
+            # the whole vocabulary
+            ids = torch.cat((batch.input_ids_T, self.token_ids_2))
+            looked_up = self.hf.get_input_embeddings()(ids)
+            inputs["inputs_embeds"], rows_2H = looked_up[None, :-2], looked_up[-2:]
+        else:
+            inputs["input_ids"] = batch.input_ids_T[None]
         hidden_TH: Tensor = self.hf.base_model(**inputs).last_hidden_state[0]
         with torch.autocast(hidden_TH.device.type, enabled=False):
             if self.kind == "generative":
-                direction_H, bias = self._direction()
+                direction_H, bias = self._direction(rows_2H)
                 hidden_PH = hidden_TH[batch.score_index_P].to(direction_H.dtype)
                 scores_P: Tensor = hidden_PH @ direction_H + bias
                 return scores_P
@@ -199,16 +210,23 @@ class RerankerModel(nn.Module):
             logits_P1 = self.family.head(self.hf, _at_least_float32(hidden_TH), batch)
             return _at_least_float32(logits_P1)[:, 0]
 
-    def _direction(self) -> tuple[Tensor, Tensor | float]:
+    def _tied(self) -> bool:
+        """Whether the head's rows are those of the input embeddings, and plainly looked up."""
+        embeddings = self.hf.get_input_embeddings()
+        return (
+            type(embeddings) is nn.Embedding
+            and embeddings.weight is self.hf.get_output_embeddings().weight
+            and embeddings.max_norm is None
+        )
+
+    def _direction(self, rows_2H: Tensor | None) -> tuple[Tensor, Tensor | float]:
         """w_yes - w_no in float32: half-precision logits subtracted would collapse near scores."""
-        assert self.token_ids is not None
         head = self.hf.get_output_embeddings()
-        yes, no = self.token_ids
-        weight_2H = _at_least_float32(head.weight[[yes, no]])
+        weight_2H = _at_least_float32(head.weight[self.token_ids_2] if rows_2H is None else rows_2H)
         bias = getattr(head, "bias", None)
         if bias is None:
             return weight_2H[0] - weight_2H[1], 0.0
-        bias_2 = _at_least_float32(bias[[yes, no]])
+        bias_2 = _at_least_float32(bias[self.token_ids_2])
         return weight_2H[0] - weight_2H[1], bias_2[0] - bias_2[1]
 
     def _score_padded(self, batch: PackedBatch) -> Tensor:

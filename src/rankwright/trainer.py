@@ -543,6 +543,7 @@ def train_on(
     )
     transformers.set_seed(args.seed)
     loaded = _load_model(arguments)
+    _compile(loaded, arguments.training)
     reranker = Reranker(
         loaded,
         batch_tokens=arguments.data.eval_batch_tokens,
@@ -792,6 +793,18 @@ def _load_model(arguments: TrainArguments) -> Loaded:
     return loaded
 
 
+_COMPILE = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+
+
+def _compile(loaded: Loaded, training: dict[str, Any]) -> None:
+    """Compile the layers, if the arguments ask for it: a back end or a mode does so, too."""
+    wanted, backend, mode = (training.get(name) for name in _COMPILE)
+    if not (wanted or ((backend or mode) and wanted is None)):
+        return
+    layers = loaded.model.compile_blocks(backend or "inductor", mode)
+    console.print(f"{layers} layers are compiled in the first steps, which take longer")
+
+
 def _training_arguments(
     arguments: TrainArguments, *, has_validation: bool, resumed: bool
 ) -> TrainingArguments:
@@ -840,6 +853,9 @@ def _training_arguments(
                 "--split_dataset_ratio"
             )
         values.setdefault("save_steps", 0.2)
+    for name in _COMPILE:
+        # the Trainer would compile the model as a whole, anew for every batch; see _compile
+        values.pop(name, None)
     known = {f.name for f in dataclasses.fields(TrainingArguments)}
     for suffix in ("", "_kwargs"):
         old, new = f"gradient_checkpointing{suffix}", f"activation_checkpointing{suffix}"

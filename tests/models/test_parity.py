@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
 from rankwright.data.collate import Collator
@@ -389,6 +390,48 @@ def test_half_precision_weights_give_float32_scores(name: str) -> None:
     assert len(set(scores_P.tolist())) == len(scores_P)
     scores_P.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in half.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", ["modernbert", "bert", "qwen3"])
+def test_compiled_layers_are_compiled_once(name: str) -> None:
+    """Batches of many shapes: the plain scores and gradients, and no graph after the first batch.
+
+    The stand-in compiler runs the traced graphs as they are, so only the tracing is tested here.
+    """
+    torch._dynamo.reset()
+    counters.clear()
+    model, collate = reranker(name, packed=True, num_hidden_layers=12)
+    plain, _ = reranker(name, packed=True, num_hidden_layers=12)
+    assert model.compile_blocks(backend="eager") == 12
+    rows = tiny.examples(6, documents=6)
+    graphs = []
+    for count in range(1, 6):
+        batch = collate([Group(example, tuple(range(1 + count))) for example in rows[:count]])
+        assert_same(run(model, [batch]), run(plain, [batch]), 1e-9)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] > 1, "nothing was compiled"
+    assert graphs[1:] == graphs[:1] * 4
+    assert not counters["recompile_limit"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["modernbert", "modernbert:cls", "bert", "qwen3", "qwen3:seq"])
+def test_a_step_never_waits_for_the_device(name: str) -> None:
+    """Forward, loss and backward in bfloat16, under CUDA's own watch for synchronising calls."""
+    model, collate = reranker(name, packed=True)
+    model.bfloat16().cuda()
+    loss = LOSSES["listwise"].function
+    batches = [collate(groups()).pin_memory() for _ in range(3)]
+    for turn, batch in enumerate(batches):
+        # the first step allocates and loads kernels
+        torch.cuda.set_sync_debug_mode("error" if turn else "default")
+        try:
+            moved = batch.to("cuda", non_blocking=True)
+            loss(model(moved), moved.labels_P, moved.offsets_Q).total.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_every_family_has_its_case() -> None:

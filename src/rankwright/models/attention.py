@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -52,21 +52,25 @@ class Layout:
     keys: Tensor | None
 
 
-@dataclass(frozen=True)
 class Packing:
     """Where the segments of a packed row lie; on the host, so that nothing waits for the device.
 
-    Attributes:
+    Not a dataclass: torch.compile would look into one, and compile anew for every batch.
+
+    Args:
         lengths: the ``S`` segment lengths, in row order.
         parents: for each segment the index of the segment it continues, or -1. A parent has no
             parent.
         backend: a name of ``BACKENDS``, or ``auto``.
     """
 
-    lengths: tuple[int, ...]
-    parents: tuple[int, ...]
-    backend: str = AUTO
-    _made: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    def __init__(
+        self, lengths: tuple[int, ...], parents: tuple[int, ...], backend: str = AUTO
+    ) -> None:
+        self.lengths = lengths
+        self.parents = parents
+        self.backend = backend
+        self._made: dict[Any, Any] = {}
 
     def layout(self, device: torch.device) -> Layout:
         """The layout on a device; made once for all layers."""
@@ -86,10 +90,10 @@ class Packing:
                 if parent >= 0:
                     ranges.append(np.arange(starts[parent], starts[parent] + lengths[parent]))
                 ranges.append(np.arange(start, start + length))
-            keys = _to(np.concatenate(ranges), device)
+            keys = to_device(np.concatenate(ranges), device)
         return Layout(
-            cu_q=_to(np.append(0, np.cumsum(lengths)).astype(np.int32), device),
-            cu_k=_to(np.append(0, np.cumsum(lengths + above)).astype(np.int32), device),
+            cu_q=to_device(np.append(0, np.cumsum(lengths)).astype(np.int32), device),
+            cu_k=to_device(np.append(0, np.cumsum(lengths + above)).astype(np.int32), device),
             max_q=int(lengths.max()),
             max_k=int((lengths + above).max()),
             keys=keys,
@@ -108,10 +112,10 @@ class Packing:
         lengths, parents = np.array(self.lengths), np.array(self.parents)
         starts = np.cumsum(lengths) - lengths
         above = np.where(parents >= 0, lengths[parents], 0)
-        segment_T = _to(np.repeat(np.arange(len(lengths)), lengths), device)
-        parent_T = _to(np.repeat(parents, lengths), device)
+        segment_T = to_device(np.repeat(np.arange(len(lengths)), lengths), device)
+        parent_T = to_device(np.repeat(parents, lengths), device)
         total = int(lengths.sum())
-        position_T = _to(np.arange(total) + np.repeat(above - starts, lengths), device)
+        position_T = to_device(np.arange(total) + np.repeat(above - starts, lengths), device)
 
         def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             allowed = (segment_T[q] == segment_T[k]) | (parent_T[q] == segment_T[k])
@@ -125,7 +129,8 @@ class Packing:
         return create_block_mask(sees, None, None, total, total, device=device)
 
 
-def _to(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+def to_device(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """Copy numbers to a device without waiting for it."""
     tensor = torch.from_numpy(values)
     if device.type == "cuda":  # copies from page-locked memory do not wait for the device
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -455,6 +460,8 @@ def choose(name: str, query: Tensor, dropout: float) -> Backend:
     return BACKENDS[name]
 
 
+# the segments differ from batch to batch: what stands around is compiled, this is called
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def packed_attention(
     module: torch.nn.Module,
     query: Tensor,

@@ -14,9 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rankwright.models.attention import to_device
 from rankwright.types import PackedBatch
 
 Head = Callable[[Any, Tensor, PackedBatch], Any]
@@ -29,7 +31,7 @@ def first_token(hidden_TH: Tensor, batch: PackedBatch) -> Tensor:
 
 def mean_tokens(hidden_TH: Tensor, batch: PackedBatch) -> Tensor:
     """Mean hidden state of each pair's tokens, (P, H)."""
-    lengths_S = torch.tensor(batch.lengths, device=hidden_TH.device)
+    lengths_S = to_device(np.array(batch.lengths), hidden_TH.device)
     segment_T = torch.repeat_interleave(
         torch.arange(len(batch.lengths), device=hidden_TH.device),
         lengths_S,

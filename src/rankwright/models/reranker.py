@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rankwright.errors import ConfigError
 from rankwright.models import attention
@@ -148,6 +149,34 @@ class RerankerModel(nn.Module):
     ) -> None:
         """The older name of ``activation_checkpointing_enable``."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
+
+    def compile_blocks(self, backend: str = "inductor", mode: str | None = None) -> int:
+        """Compile the layers, each by itself, for rows of any length.
+
+        The length is a variable of the compiled code, so no row is padded and nothing is compiled
+        anew after the first batches. Attention keeps its own kernels.
+
+        Args:
+            backend: of ``torch.compile``.
+            mode: of ``torch.compile``.
+
+        Returns:
+            How many layers there are.
+
+        Raises:
+            ConfigError: the architecture has no layers that can be told apart.
+        """
+        blocks = [
+            m for m in self.hf.base_model.modules() if isinstance(m, GradientCheckpointingLayer)
+        ]
+        if not blocks:
+            raise ConfigError(
+                f"--torch_compile: the layers of {self.config.model_type!r} are not known; leave "
+                "it out"
+            )
+        for block in blocks:
+            block.compile(backend=backend, mode=mode, dynamic=True)
+        return len(blocks)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Score a batch.

@@ -392,6 +392,7 @@ def test_half_precision_weights_give_float32_scores(name: str) -> None:
     assert all(torch.isfinite(p.grad).all() for p in half.parameters() if p.grad is not None)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("name", ["modernbert", "bert", "qwen3"])
 def test_compiled_layers_are_compiled_once(name: str) -> None:
     """Batches of many shapes: the plain scores and gradients, and no graph after the first batch.

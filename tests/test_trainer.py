@@ -595,8 +595,10 @@ class _Recorded:
         ("qwen3", {"gradient_checkpointing": True, "tuner_type": "lora"}),
         ("bert", {"lr_scheduler_type": "cosine", "dataloader_num_workers": 1}),
         ("qwen3", {"share_prefix": False, "group": "all"}),
+        ("modernbert", {"torch_compile": True, "torch_compile_backend": "eager"}),
     ],
 )
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_ways_to_train(tmp_path: Path, name: str, given: dict[str, Any]) -> None:
     """Mixed precision, half-precision frozen weights, checkpointing, workers: all learn."""

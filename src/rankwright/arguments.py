@@ -142,7 +142,9 @@ class DataArguments:
     share_prefix: bool = _option(
         True, "decoders: compute the prompt and query of a group once (exact)"
     )
-    eval_batch_tokens: int = _option(16384, "tokens in a batch of evaluation")
+    eval_batch_tokens: int | None = _option(
+        None, "tokens in a batch of evaluation; default: 4096 on a CPU, 16384 elsewhere"
+    )
     lazy_tokenize: bool | None = _option(
         None,
         "true: tokenise while training, only what is sampled; false: everything once, ahead, into "

@@ -51,8 +51,9 @@ class EvaluateArguments:
         default_factory=lambda: ["ndcg@10", "mrr@10", "map"],
         metadata={"help": "mrr, ndcg, map, precision, recall, hit, each with @k"},
     )
-    batch_tokens: int = dataclasses.field(
-        default=16384, metadata={"help": "tokens scored at a time"}
+    batch_tokens: int | None = dataclasses.field(
+        default=None,
+        metadata={"help": "tokens scored at a time; default: 4096 on a CPU, 16384 elsewhere"},
     )
     output: str | None = dataclasses.field(
         default=None, metadata={"help": "folder for metrics.json, run.trec and qrels.txt"}
@@ -79,8 +80,9 @@ class RankArguments:
     probability: bool = dataclasses.field(
         default=False, metadata={"help": "print sigmoid(score) instead of the logit"}
     )
-    batch_tokens: int = dataclasses.field(
-        default=16384, metadata={"help": "tokens scored at a time"}
+    batch_tokens: int | None = dataclasses.field(
+        default=None,
+        metadata={"help": "tokens scored at a time; default: 4096 on a CPU, 16384 elsewhere"},
     )
 
 
@@ -249,18 +251,18 @@ def _train(words: list[str]) -> int:
         f"{result.steps} steps in {result.seconds:.0f} s, mean loss {result.train_loss:.4f}; "
         f"saved to {result.output_dir}"
     )
-    _report_truncation(result.reranker)
+    _report_truncation(result.truncated, result.reranker, " in training")
     return 0
 
 
-def _report_truncation(reranker: Any) -> None:
+def _report_truncation(counts: dict[str, int], reranker: Any, when: str = "") -> None:
     from rankwright.progress import console
 
-    cut = {name: count for name, count in reranker.truncated.items() if count}
+    cut = {name: count for name, count in counts.items() if count}
     if cut:
         parts = " and ".join(f"{count} {name}" for name, count in cut.items())
         console.print(
-            f"{parts} were cut at {reranker.loaded.spec.max_length} tokens; "
+            f"{parts} were cut at {reranker.loaded.spec.max_length} tokens{when}; "
             "raise --max_length to keep more"
         )
 
@@ -276,7 +278,7 @@ def _model_arguments(given: dict[str, Any]) -> Any:
     return _own(room.ModelArguments, {**environment, **given})
 
 
-def _reranker(given: dict[str, Any], batch_tokens: int) -> Any:
+def _reranker(given: dict[str, Any], batch_tokens: int | None) -> Any:
     from rankwright import arguments as room
     from rankwright.ranking import Reranker
 
@@ -320,7 +322,7 @@ def _evaluate(words: list[str]) -> int:
     if result.without_positive:
         title += f"; {result.without_positive} queries without a positive are left out of the means"
     console.print(metrics_table(rows, title))
-    _report_truncation(reranker)
+    _report_truncation(reranker.truncated, reranker)
     if options.output is not None:
         folder = Path(options.output)
         result.save_json(folder / "metrics.json")

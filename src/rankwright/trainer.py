@@ -76,6 +76,7 @@ class TrainResult:
         train_loss: mean loss of the run.
         seconds: duration of the training loop.
         dropped: rows the loss could not use, by reason.
+        truncated: ``documents`` and ``queries`` that were cut in training, over all epochs.
         reranker: the final model, ready to rank.
     """
 
@@ -86,6 +87,7 @@ class TrainResult:
     train_loss: float
     seconds: float
     dropped: dict[str, int]
+    truncated: dict[str, int]
     reranker: Reranker
 
 
@@ -623,11 +625,11 @@ def train_on(
         outcome.training_loss,
         seconds,
         dropped,
+        trainer.truncated_everywhere(),
         reranker,
     )
-    truncated = trainer.truncated_everywhere()
     if args.should_save:
-        _save_final(trainer, arguments, result, truncated)
+        _save_final(trainer, arguments, result)
     return result
 
 
@@ -991,9 +993,7 @@ def _logged_before(trainer: _Trainer) -> dict[str, float] | None:
     return None
 
 
-def _save_final(
-    trainer: _Trainer, arguments: TrainArguments, result: TrainResult, truncated: dict[str, int]
-) -> None:
+def _save_final(trainer: _Trainer, arguments: TrainArguments, result: TrainResult) -> None:
     """Put the final model into the output folder itself, beside the checkpoints."""
     folder = result.output_dir
     adapted = trainer.loaded.model.model is not trainer.loaded.model.hf
@@ -1013,7 +1013,7 @@ def _save_final(
         "steps": result.steps,
         "seconds": round(result.seconds, 2),
         "dropped": result.dropped,
-        "truncated": truncated,
+        "truncated": result.truncated,
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     checkpoint.write_card(trainer.loaded, folder, metrics)

@@ -8,6 +8,7 @@ ms-swift's where they exist.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import difflib
@@ -504,7 +505,22 @@ class TrainArguments:
         for part in (self.model, self.data, self.loss, self.tuner, self.run):
             values.update(dataclasses.asdict(part))
         values.update(self.training)
-        return {name: value for name, value in values.items() if not name.endswith("hub_token")}
+        flat: dict[str, Any] = _without_secrets(values)
+        return flat
+
+
+def _without_secrets(value: Any) -> Any:
+    """Leave out what may be a key or a password, however deep (DeepSpeed's configuration)."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError):
+            return _without_secrets(json.loads(value))
+    if isinstance(value, dict):
+        return {
+            name: _without_secrets(inner)
+            for name, inner in value.items()
+            if not str(name).endswith(("hub_token", "api_key", "secret", "password"))
+        }
+    return value
 
 
 def resolve(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> TrainArguments:

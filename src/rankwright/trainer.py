@@ -236,8 +236,10 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
     ) -> Tensor:
         """Forward and backward, slice by slice: a loss sums over groups, so gradients add up."""
         inputs = self._prepare_inputs(inputs)
-        # DeepSpeed counts backward passes itself
-        *slices, last = [inputs] if self.is_deepspeed_enabled else inputs.slices()
+        # DeepSpeed counts backward passes itself; some optimisers step within them
+        optimizer = str(self.args.optim).lower()
+        once = self.is_deepspeed_enabled or "layerwise" in optimizer or "lomo" in optimizer
+        *slices, last = [inputs] if once else inputs.slices()
         step: Callable[..., Tensor] = super().training_step
         total: Tensor | None = None
         for part in slices:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -230,7 +231,7 @@ def test_auto_on_the_cpu_is_sdpa() -> None:
     [
         ("varlen", "it needs CUDA, the model is on cpu"),
         ("flex", "it needs CUDA, the model is on cpu"),
-        ("flash_attention_2", "the package flash-attn is not installed"),
+        ("flash_attention_2", "flash-attn is not installed, or does not load"),
         ("flash_attention_3", "flash_attn_interface"),
     ],
 )
@@ -239,6 +240,33 @@ def test_a_forced_back_end_that_cannot_run_says_why(name: str, reason: str) -> N
         pytest.skip("flash-attn is installed here")
     with pytest.raises(ConfigError, match=f"--attn_impl {name} cannot run: .*{reason}.*auto"):
         choose(name, tensors()[0], 0.0)
+
+
+@pytest.mark.parametrize("family", ["modernbert", "bert", "qwen3", "llama", "mistral"])
+def test_under_autocast_the_back_end_sees_half_precision(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """float32 weights, bfloat16 autocast, as in full training: a decoder's own q and k are float32.
+
+    A back end for half precision would otherwise refuse them, on the GPU alone.
+    """
+    seen = set()
+
+    def look(name: str, query: Tensor, dropout: float) -> Any:
+        seen.add(query.dtype)
+
+        def function(q: Tensor, k: Tensor, v: Tensor, call: Call) -> Tensor:
+            seen.update((q.dtype, k.dtype, v.dtype))
+            return attention.sdpa(q, k, v, call)
+
+        return SimpleNamespace(function=function)
+
+    monkeypatch.setattr(attention, "choose", look)
+    model, collate = reranker(family, packed=True)
+    model.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(collate(groups()))
+    assert seen == {torch.bfloat16}
 
 
 def test_dropout_on_weights_is_refused_where_a_kernel_has_none() -> None:

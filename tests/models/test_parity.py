@@ -15,6 +15,7 @@ from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
 from rankwright.data.collate import Collator
+from rankwright.errors import ConfigError
 from rankwright.losses import LOSSES, listwise
 from rankwright.models.families import FAMILIES
 from rankwright.models.reranker import RerankerModel
@@ -433,6 +434,16 @@ def test_a_step_never_waits_for_the_device(name: str) -> None:
             loss(model(moved), moved.labels_P, moved.offsets_Q).total.backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_wrong_compiler_is_one_line() -> None:
+    model, _ = reranker("bert", packed=True)
+    with pytest.raises(ConfigError, match=r"^--torch_compile: [^\n]*inducter[^\n]*$"):
+        model.compile_blocks(backend="inducter")
+    with pytest.raises(ConfigError, match=r"^--torch_compile: [^\n]*fast[^\n]*$"):
+        model.compile_blocks(mode="fast")
+    with pytest.raises(ConfigError, match="a mode of the back end inductor, not of eager"):
+        model.compile_blocks(backend="eager", mode="max-autotune")
 
 
 def test_every_family_has_its_case() -> None:

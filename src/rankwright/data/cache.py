@@ -107,10 +107,13 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
     Raises:
         DamagedCacheError: a file of the folder is missing or has another size.
+        PermissionError: the folder belongs to somebody else.
     """
     try:
         values: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
         sizes = {name: (folder / name).stat().st_size for name in values["sizes"]}
+    except PermissionError:
+        raise  # another user's: not damaged, and not ours to replace
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCacheError(f"{folder}: {error}") from error
     if sizes != values["sizes"]:
@@ -175,7 +178,7 @@ def _publish(work: Path, folder: Path) -> None:
     if folder.exists():
         # whoever reads the old one keeps its files open
         old = _empty(folder)
-        os.replace(folder, old)
+        os.rename(folder, old / "old")
         shutil.rmtree(old, ignore_errors=True)
     try:
         os.rename(work, folder)

@@ -307,9 +307,10 @@ def load_store(
     return StoredData(store, report, [Source(*source) for source in meta["sources"]])
 
 
-def _stamp(path: Path) -> tuple[str, int, int]:
+def _stamp(path: Path) -> tuple[str, str, int, int]:
+    # its name, too: links of a hub's snapshot may change theirs, and splits are told by it
     status = path.stat()
-    return str(path.resolve()), status.st_size, status.st_mtime_ns
+    return str(path), str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
 def _write(folder: Path, datasets: Any, report: LoadReport, seed: int) -> None:

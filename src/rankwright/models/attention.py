@@ -14,7 +14,7 @@ repeated, ``S`` segments, ``N`` heads, ``K`` key/value heads, ``E`` head size.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -126,7 +126,9 @@ class Packing:
                 allowed = allowed & (distance.abs() < window)
             return allowed
 
-        return create_block_mask(sees, None, None, total, total, device=device)
+        # compiled, it never holds the whole square
+        compiled = device.type == "cuda"
+        return create_block_mask(sees, None, None, total, total, device=device, _compile=compiled)
 
 
 def to_device(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
@@ -278,13 +280,21 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     return result[None]
 
 
+@lru_cache(maxsize=4)
+def _installed(module: str) -> Any:
+    """The kernel of a package, or None where it is missing or built for another torch."""
+    try:
+        return importlib.import_module(module).flash_attn_varlen_func
+    except (ImportError, OSError, AttributeError):
+        return None
+
+
 def _flash_2_kernel(*args: Any, **options: Any) -> Any:
-    return importlib.import_module("flash_attn").flash_attn_varlen_func(*args, **options)
+    return _installed("flash_attn")(*args, **options)
 
 
 def _flash_3_kernel(*args: Any, **options: Any) -> Any:
-    module = importlib.import_module("flash_attn_interface")
-    return module.flash_attn_varlen_func(*args, **options)
+    return _installed("flash_attn_interface")(*args, **options)
 
 
 def flash_attention_2(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
@@ -361,8 +371,10 @@ def _needs_half_on_cuda(query: Tensor) -> str | None:
         return _needs_cuda(query)
     if query.dtype not in (torch.bfloat16, torch.float16):
         return f"it needs bfloat16 or float16, the model computes in {str(query.dtype)[6:]}"
-    if query.shape[-1] > 256:
-        return f"it takes heads of at most 256, the model's are {query.shape[-1]}"
+    if query.shape[-1] > 256 or query.shape[-1] % 8:
+        return f"it takes heads of a multiple of 8 up to 256, the model's are {query.shape[-1]}"
+    if torch.version.hip is None and torch.cuda.get_device_capability(query.device)[0] < 8:
+        return "it needs an Ampere GPU or a later one"
     return None
 
 
@@ -377,16 +389,16 @@ def _no_varlen(query: Tensor, dropout: float) -> str | None:
 
 
 def _no_flash_2(query: Tensor, dropout: float) -> str | None:
-    if importlib.util.find_spec("flash_attn") is None:
-        return "the package flash-attn is not installed"
+    if _installed("flash_attn") is None:
+        return "the package flash-attn is not installed, or does not load"
     return _needs_half_on_cuda(query)
 
 
 def _no_flash_3(query: Tensor, dropout: float) -> str | None:
-    if importlib.util.find_spec("flash_attn_interface") is None:
-        return "FlashAttention 3 (flash_attn_interface) is not installed"
-    if query.device.type == "cuda" and torch.cuda.get_device_capability(query.device)[0] < 9:
-        return "it needs a Hopper GPU or a later one"
+    if _installed("flash_attn_interface") is None:
+        return "FlashAttention 3 (flash_attn_interface) is not installed, or does not load"
+    if query.device.type == "cuda" and torch.cuda.get_device_capability(query.device)[0] != 9:
+        return "it needs a Hopper GPU"
     return _no_varlen(query, dropout)
 
 
@@ -460,6 +472,15 @@ def choose(name: str, query: Tensor, dropout: float) -> Backend:
     return BACKENDS[name]
 
 
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast, in its precision: decoders' norms and rotations give float32 queries."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
 # the segments differ from batch to batch: what stands around is compiled, this is called
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def packed_attention(
@@ -502,6 +523,7 @@ def packed_attention(
             "this model is set up for packed rows; call it through rankwright, or first "
             "model.set_attn_implementation('sdpa')"
         )
+    query, key, value = _autocast(query, key, value)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     call = Call(packing, causal, sliding_window, scaling, dropout)
     return choose(packing.backend, query, dropout).function(query, key, value, call), None

@@ -164,8 +164,14 @@ class RerankerModel(nn.Module):
             How many layers there are.
 
         Raises:
-            ConfigError: the architecture has no layers that can be told apart.
+            ConfigError: the architecture has no layers that can be told apart, or the back end or
+                mode is unknown.
         """
+        if mode is not None and backend != "inductor":
+            raise ConfigError(
+                f"--torch_compile_mode {mode} is a mode of the back end inductor, not of "
+                f"{backend}; leave one of the two out"
+            )
         blocks = [
             m for m in self.hf.base_model.modules() if isinstance(m, GradientCheckpointingLayer)
         ]
@@ -174,8 +180,12 @@ class RerankerModel(nn.Module):
                 f"--torch_compile: the layers of {self.config.model_type!r} are not known; leave "
                 "it out"
             )
-        for block in blocks:
-            block.compile(backend=backend, mode=mode, dynamic=True)
+        try:
+            for block in blocks:
+                block.compile(backend=backend, mode=mode, dynamic=True)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"--torch_compile: {reason}") from error
         return len(blocks)
 
     def forward(self, batch: PackedBatch) -> Tensor:

@@ -1,7 +1,8 @@
 """The worker of ``speed.py`` that runs sentence-transformers: its CrossEncoder and its trainer.
 
 ``documented``: as its training examples set it: random batches, padded to the longest; ListNetLoss
-in parts of 16 pairs; Qwen3 as a language model with a ``LogitScore`` module.
+in parts of 16 pairs (its training_ms_marco_listnet.py); Qwen3 as a language model with a
+``LogitScore`` module.
 
 ``best``: batches of similar length (its ``batch_sampler`` argument). Pointwise: pairs sorted by
 length; on CPUs 8 at a time, with the same pairs an optimiser step by accumulation, which pads less.

@@ -241,9 +241,14 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
 
 
 def _cumulative(
-    query: Tensor, key: Tensor, value: Tensor, call: Call
-) -> tuple[Tensor, Tensor, Tensor, Layout, tuple[int, int]]:
-    """Inputs of a kernel that reads cumulative lengths: (T, N, E), (U, K, E), …, and its window.
+    kernel: Callable[..., Any],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    call: Call,
+    **options: Any,
+) -> Tensor:
+    """Call a kernel that reads cumulative lengths: (T, N, E), (U, K, E), … and a window.
 
     Such kernels align the last query with the last key, as a document stands at the end of its
     prefix; a window of ``(left, right)`` tokens is inclusive.
@@ -253,7 +258,12 @@ def _cumulative(
     if layout.keys is not None:
         k, v = (_Repeat.apply(t, layout.keys) for t in (k, v))  # type: ignore[no-untyped-call]
     side = -1 if call.window is None else call.window - 1
-    return q, k, v, layout, (side, 0 if call.causal else side)
+    window = (side, 0 if call.causal else side)
+    lengths = (layout.cu_q, layout.cu_k, layout.max_q, layout.max_k)
+    result = kernel(q, k, v, *lengths, window_size=window, **options)
+    # some releases of FlashAttention return the log-sum-exp beside it
+    out: Tensor = result[0] if isinstance(result, tuple) else result
+    return out[None]
 
 
 def _varlen_kernel(*args: Any, **options: Any) -> Any:
@@ -264,20 +274,10 @@ def _varlen_kernel(*args: Any, **options: Any) -> Any:
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     """``torch.nn.attention.varlen``: one kernel for the row, without flash-attn installed."""
-    q, k, v, layout, window = _cumulative(query, key, value, call)
-    result: Tensor = _varlen_kernel(
-        q,
-        k,
-        v,
-        layout.cu_q,
-        layout.cu_k,
-        layout.max_q,
-        layout.max_k,
-        scale=call.scaling,
-        window_size=window,
-        enable_gqa=query.shape[1] != key.shape[1],
+    grouped = query.shape[1] != key.shape[1]
+    return _cumulative(
+        _varlen_kernel, query, key, value, call, scale=call.scaling, enable_gqa=grouped
     )
-    return result[None]
 
 
 @lru_cache(maxsize=4)
@@ -299,41 +299,14 @@ def _flash_3_kernel(*args: Any, **options: Any) -> Any:
 
 def flash_attention_2(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     """flash-attn 2.1 or later: as ``varlen``, and with dropout."""
-    q, k, v, layout, window = _cumulative(query, key, value, call)
-    result: Tensor = _flash_2_kernel(
-        q,
-        k,
-        v,
-        layout.cu_q,
-        layout.cu_k,
-        layout.max_q,
-        layout.max_k,
-        dropout_p=call.dropout,
-        softmax_scale=call.scaling,
-        causal=call.causal,
-        window_size=window,
-    )
-    return result[None]
+    options = {"softmax_scale": call.scaling, "causal": call.causal, "dropout_p": call.dropout}
+    return _cumulative(_flash_2_kernel, query, key, value, call, **options)
 
 
 def flash_attention_3(query: Tensor, key: Tensor, value: Tensor, call: Call) -> Tensor:
     """FlashAttention 3 (Hopper)."""
-    q, k, v, layout, window = _cumulative(query, key, value, call)
-    result = _flash_3_kernel(
-        q,
-        k,
-        v,
-        layout.cu_q,
-        layout.cu_k,
-        layout.max_q,
-        layout.max_k,
-        softmax_scale=call.scaling,
-        causal=call.causal,
-        window_size=window,
-    )
-    # some releases return the log-sum-exp beside it
-    out: Tensor = result[0] if isinstance(result, tuple) else result
-    return out[None]
+    options = {"softmax_scale": call.scaling, "causal": call.causal}
+    return _cumulative(_flash_3_kernel, query, key, value, call, **options)
 
 
 @lru_cache(maxsize=1)

@@ -40,16 +40,12 @@ Example:
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import platform
-import shlex
-import subprocess
 import sys
 import tempfile
 import time
@@ -58,6 +54,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import machine
 import numpy as np
 import torch
 import transformers
@@ -499,40 +496,14 @@ def _arrow(before: float, after: float) -> str:
 def surroundings(options: argparse.Namespace) -> dict[str, Any]:
     """When, where, with what and on what the numbers were made."""
     files = {name: options.data / f"{name}.jsonl" for name in ("train", options.split)}
-    return {
-        "command": shlex.join(["python", "benchmarks/quality.py", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "src", "benchmarks")),
+    return machine.surroundings("quality.py", torch.get_num_threads()) | {
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES}
         | {"python": platform.python_version()},
-        "hardware": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "load_average_at_start": os.getloadavg(),
-            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "system": platform.platform(),
-        },
         "rows": {
             name: {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
             for name, file in files.items()
         },
     }
-
-
-def _git(*words: str) -> str | None:
-    found = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
-    return found.stdout.strip() if found.returncode == 0 else None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def raw(result: Run) -> dict[str, Any]:

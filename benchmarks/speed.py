@@ -40,14 +40,12 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import datetime
 import functools
 import gzip
 import json
 import os
 import platform
 import select
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -58,6 +56,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import machine
 import numpy as np
 import torch
 import transformers
@@ -71,7 +70,6 @@ from rankwright.models.checkpoint import LoadOptions
 from rankwright.templates import QWEN3_PREFIX, QWEN3_SUFFIX, PairEncoder
 from rankwright.types import Group
 
-ROOT = Path(__file__).resolve().parent.parent
 PEERS = Path(__file__).resolve().parent / "peers"
 OURS, MATMUL = "rankwright", "matmul"
 SYSTEMS = {
@@ -945,38 +943,10 @@ def versions(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def surroundings(options: argparse.Namespace) -> dict[str, Any]:
-    """When, where, with what and on what the numbers were made."""
-    cuda = torch.cuda.is_available()
-    return {
-        "command": shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "src", "benchmarks")),
+    """When, where and with what the numbers were made."""
+    return machine.surroundings("speed.py", options.threads) | {
         "versions": versions(options) | {"python": platform.python_version()},
-        "hardware": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "threads": options.threads,
-            "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            "load_average_at_start": os.getloadavg(),
-            "accelerator": torch.cuda.get_device_name() if cuda else None,
-            "system": platform.platform(),
-        },
     }
-
-
-def _git(*words: str) -> str | None:
-    found = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
-    return found.stdout.strip() if found.returncode == 0 else None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def cases_of(options: argparse.Namespace) -> list[Case]:

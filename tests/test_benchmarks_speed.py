@@ -23,7 +23,12 @@ def speed() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # dataclasses look their module up
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    # as for a script: its folder's other modules are found
+    sys.path.insert(0, str(FILE.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(FILE.parent))
     return module
 
 

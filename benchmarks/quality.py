@@ -247,7 +247,7 @@ def train_ours(
     seed: int,
     steps: int,
     start: Path,
-    examples: list[Example],
+    examples: Sequence[Example],
     folder: Path,
 ) -> Trained:
     """Train with rankwright."""
@@ -274,7 +274,7 @@ def train_theirs(
     seed: int,
     steps: int,
     start: Path,
-    examples: list[Example],
+    examples: Sequence[Example],
     folder: Path,
 ) -> Trained:
     """Train with sentence-transformers on the groups that rankwright would plan."""
@@ -334,13 +334,15 @@ def _losses(history: list[dict[str, Any]]) -> dict[int, float]:
     return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
 
 
-def score_ours(options: argparse.Namespace, folder: Path, rows: list[Example]) -> list[ScoredList]:
+def score_ours(
+    options: argparse.Namespace, folder: Path, rows: Sequence[Example]
+) -> list[ScoredList]:
     """Score candidate lists with rankwright."""
     return Reranker.load(folder, max_length=options.max_length).score_examples(rows)
 
 
 def score_theirs(
-    options: argparse.Namespace, folder: Path, rows: list[Example]
+    options: argparse.Namespace, folder: Path, rows: Sequence[Example]
 ) -> list[ScoredList]:
     """Score candidate lists with sentence-transformers; logits, as ours."""
     model = CrossEncoder(
@@ -358,7 +360,7 @@ SCORE = {OURS: score_ours, THEIRS: score_theirs}
 
 
 def check(
-    options: argparse.Namespace, loss: str, seed: int, examples: list[Example], work: Path
+    options: argparse.Namespace, loss: str, seed: int, examples: Sequence[Example], work: Path
 ) -> dict[str, list[float]]:
     """Run both trainers for a few steps without dropout and compare the losses.
 
@@ -398,8 +400,8 @@ def run(
     seed: int,
     start: Path,
     before: EvaluationResult,
-    examples: list[Example],
-    rows: list[Example],
+    examples: Sequence[Example],
+    rows: Sequence[Example],
     folder: Path,
 ) -> Run:
     """Train one model and measure it."""

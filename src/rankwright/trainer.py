@@ -38,8 +38,8 @@ from rankwright.data.batches import BatchPlan, GroupDataset, Sampling
 from rankwright.data.collate import Collator
 from rankwright.data.groups import split_examples, unusable
 from rankwright.data.outline import outline, select
-from rankwright.data.readers import Purpose
-from rankwright.data.store import StoredData, load_store
+from rankwright.data.readers import LoadedData, Purpose
+from rankwright.data.store import load_store
 from rankwright.data.tokens import allow_forks, quiet_tokenizers, token_store
 from rankwright.errors import CheckpointError, ConfigError, DataError
 from rankwright.evaluation import EvaluationResult, evaluate_scores
@@ -719,7 +719,7 @@ def _load_rows(
 ) -> tuple[Sequence[Example], Sequence[Example], dict[str, int]]:
     data, seed = arguments.data, arguments.training["seed"]
 
-    def load(dataset: list[str], purpose: Purpose) -> StoredData:
+    def load(dataset: list[str], purpose: Purpose) -> LoadedData:
         with tracked("reading rows", None) as advance:
             read: Counter[str] = Counter()
 

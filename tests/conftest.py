@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -42,3 +44,32 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the folder of real data is not here ({SHARED}); set RANKWRIGHT_SHARED")
     return SHARED
+
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+# nothing but the page under test is to be asked for
+BROWSER_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium under playwright's sync API; the test is skipped where there is none.
+
+    Its event loop runs for as long as the fixture lives, so a module that uses it starts no other.
+    """
+    api = pytest.importorskip("playwright.sync_api", reason="extra dev")
+    path = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(CHROMIUM)} is installed")
+    with api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=path, args=BROWSER_FLAGS)
+        yield found
+        found.close()

@@ -76,8 +76,8 @@ def test_help_of_a_command_lists_its_flags(
         assert cli.main(words) == 0
         out, err = capsys.readouterr()
         assert err == ""
-        assert out.startswith(f"usage: rankwright {command} {cli.HELP[command]}\n")
-        for kind in cli._types(command):
+        assert out.startswith(f"usage: rankwright {command} {cli.COMMANDS[command].usage}\n")
+        for kind in cli.module(command).types():
             for f in fields(kind):
                 assert f"  --{f.name} " in out
 

@@ -1,0 +1,1 @@
+"""The commands, a file each: ``types()`` are its arguments, ``run(words)`` does it."""

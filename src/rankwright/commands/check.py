@@ -1,0 +1,54 @@
+"""``rankwright check``."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from rankwright.commands.common import model_arguments, own, parse
+from rankwright.errors import ConfigError
+
+
+@dataclass
+class CheckArguments:
+    """What to look at."""
+
+    dataset: list[str] = dataclasses.field(
+        default_factory=list, metadata={"help": "files, folders or hub ids of rows"}
+    )
+    val_dataset: list[str] = dataclasses.field(
+        default_factory=list, metadata={"help": "validation rows, to look for leaks"}
+    )
+    data_format: str | None = dataclasses.field(
+        default=None, metadata={"help": "name of the row layout; default: by columns"}
+    )
+
+
+def types() -> list[type]:
+    """The command's arguments."""
+    from rankwright.arguments import ModelArguments
+
+    return [CheckArguments, ModelArguments]
+
+
+def run(words: list[str]) -> int:
+    """Run the command and return its exit code."""
+    files = []
+    while words and not words[0].startswith("-"):
+        files.append(words.pop(0))
+    if files:
+        words = ["--dataset", *files, *words]
+    given = parse("check", types(), words)
+    options = own(CheckArguments, given)
+    model = model_arguments(given)
+    if not options.dataset and not model.model:
+        raise ConfigError(
+            "give rows to look at, --model, or both: rankwright check rows.jsonl --model M"
+        )
+    from rankwright.check import check_model, check_rows
+
+    if model.model:
+        check_model(model)
+    if options.dataset:
+        check_rows(options.dataset, options.val_dataset, options.data_format, model)
+    return 0

@@ -1,0 +1,98 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import IO, Any
+
+from rankwright.errors import ConfigError
+
+
+def parse(command: str, types: Sequence[type], words: list[str], **options: Any) -> dict[str, Any]:
+    """Flat names and values of a command's words; see ``arguments.parse``."""
+    from rankwright import arguments
+
+    return arguments.parse(f"rankwright {command}", types, words, **options)
+
+
+def own(kind: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """The values of one dataclass, out of all that was given."""
+    names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in given.items() if name in names})
+
+
+def model_arguments(given: dict[str, Any]) -> Any:
+    """What was given about the model, above what the environment says of it."""
+    from rankwright import arguments as room
+
+    environment = room.from_environment(os.environ, "")
+    if (Path(str(given.get("model", ""))) / "rankwright.json").is_file():
+        # a checkpoint of ours knows its tokens; a variable left over must not change its scores
+        environment = {name: value for name, value in environment.items() if name == "use_hf"}
+    return own(room.ModelArguments, {**environment, **given})
+
+
+def load_reranker(given: dict[str, Any], batch_tokens: int | None) -> Any:
+    """Load the model that the arguments name."""
+    from rankwright import arguments as room
+    from rankwright.ranking import Reranker
+
+    model = model_arguments(given)
+    room.check_model_arguments(model)
+    return Reranker.load(model.model, batch_tokens=batch_tokens, **room.load_options(model))
+
+
+def report_dropped(dropped: dict[str, int]) -> None:
+    """Print how many rows were left out, and why."""
+    from rankwright.progress import console
+
+    if dropped:
+        console.print("left out: " + ", ".join(f"{n} x {reason}" for reason, n in dropped.items()))
+
+
+def report_truncation(counts: dict[str, int], reranker: Any, when: str = "") -> None:
+    """Print how much was cut."""
+    from rankwright.progress import console
+
+    cut = {name: count for name, count in counts.items() if count}
+    if cut:
+        parts = " and ".join(f"{count} {name}" for name, count in cut.items())
+        console.print(
+            f"{parts} were cut at {reranker.loaded.spec.max_length} tokens{when}; "
+            "raise --max_length to keep more"
+        )
+
+
+def make_folder(output: str) -> None:
+    """Make a folder, or say that it cannot be made."""
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from error
+
+
+def writer(output: str | None, source: str | None = None) -> Any:
+    """Standard output, or a file that takes its name only when it is whole."""
+    if output is None:
+        return nullcontext(sys.stdout)
+    if source is not None and Path(output).exists() and Path(source).exists():
+        same = os.path.samefile(source, output)
+        if same:
+            raise ConfigError(f"--output {output} is the input; name another file")
+    return _whole_file(Path(output))
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[IO[str]]:
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "w", encoding="utf-8") as handle:
+            yield handle
+        os.replace(part, path)
+    except OSError as error:
+        raise ConfigError(f"--output {path} cannot be written: {error.strerror}") from error

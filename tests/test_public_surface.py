@@ -13,15 +13,16 @@ from rankwright.arguments import GROUPS
 
 # fmt: off
 NAMES = [
-    "CheckpointError", "ConfigError", "DataError", "EvaluationResult", "Example", "RankedDocument",
-    "RankwrightError", "Reranker", "TrainResult", "__version__", "evaluate", "load_examples",
-    "offsets_from_flat_labels", "ranking_metrics", "train",
+    "CheckpointError", "ConfigError", "DataError", "EvaluationResult", "Example", "Passages",
+    "RankedDocument", "RankwrightError", "Reranker", "TrainResult", "__version__", "evaluate",
+    "load_examples", "offsets_from_flat_labels", "ranking_metrics", "train",
 ]
 MODEL_FLAGS = {
     "model", "task_type", "use_hf", "revision", "torch_dtype", "trust_remote_code", "max_length",
     "template_prefix", "template_suffix", "instruction", "positive_token", "negative_token",
     "dropout", "packed", "attn_impl",
 }
+PASSAGE_FLAGS = {"passages", "passage_tokens", "passage_overlap", "max_passages"}
 FLAGS = {
     "quickstart": {"model", "output_dir", "seed", "max_steps", "overwrite"},
     "train": MODEL_FLAGS | {
@@ -38,10 +39,10 @@ FLAGS = {
         # run
         "metrics", "early_stopping_patience", "resume", "overwrite",
     },
-    "evaluate": MODEL_FLAGS | {
+    "evaluate": MODEL_FLAGS | PASSAGE_FLAGS | {
         "dataset", "data_format", "split", "metrics", "batch_tokens", "output",
     },
-    "rank": MODEL_FLAGS | {
+    "rank": MODEL_FLAGS | PASSAGE_FLAGS | {
         "query", "documents", "input", "output", "top_k", "probability", "batch_tokens",
     },
     "check": MODEL_FLAGS | {"dataset", "val_dataset", "data_format"},

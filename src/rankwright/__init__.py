@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rankwright.evaluation import EvaluationResult, evaluate
     from rankwright.metrics import offsets_from_flat_labels, ranking_metrics
     from rankwright.ranking import RankedDocument, Reranker
+    from rankwright.templates import Passages
     from rankwright.trainer import TrainResult, train
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 # asked for
 _LAZY = {
     "EvaluationResult": "rankwright.evaluation",
+    "Passages": "rankwright.templates",
     "RankedDocument": "rankwright.ranking",
     "Reranker": "rankwright.ranking",
     "TrainResult": "rankwright.trainer",
@@ -41,6 +43,7 @@ __all__ = [
     "DataError",
     "EvaluationResult",
     "Example",
+    "Passages",
     "RankedDocument",
     "RankwrightError",
     "Reranker",

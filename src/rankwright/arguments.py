@@ -18,9 +18,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from rankwright.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rankwright.templates import Passages
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +117,26 @@ class ModelArguments:
     packed: bool = _option(True, "false: padded rows, through the model's own attention")
     attn_impl: str = _option(
         "auto", "attention back end: auto, varlen, flash_attention_2, flash_attention_3, sdpa, flex"
+    )
+
+
+@dataclass
+class PassageArguments:
+    """How documents that do not fit are read."""
+
+    passages: str | None = _option(
+        None,
+        "read a document longer than --max_length leaves room for in passages; its score: max (the "
+        "best passage), or mean3 (the mean of the best three); default: cut it",
+    )
+    passage_tokens: int | None = _option(
+        None, "tokens of a passage; default: as many as fit behind the query"
+    )
+    passage_overlap: int | None = _option(
+        None, "tokens that a passage shares with the one before it; default: an eighth"
+    )
+    max_passages: int | None = _option(
+        None, "most passages of a document, from its start; what is left is counted as cut"
     )
 
 
@@ -477,6 +500,25 @@ def load_options(model: ModelArguments) -> dict[str, Any]:
             )
         },
     }
+
+
+def find_passages(options: PassageArguments) -> Passages | None:
+    """How documents are cut into passages; None where they are not.
+
+    Raises:
+        ConfigError: a value is out of its range, or stands without ``--passages``.
+    """
+    from rankwright.templates import Passages
+
+    sizes = (options.passage_tokens, options.passage_overlap, options.max_passages)
+    if options.passages is not None:
+        return Passages(sizes[0], sizes[1], options.passages, sizes[2])
+    for name, value in zip(
+        ("passage_tokens", "passage_overlap", "max_passages"), sizes, strict=True
+    ):
+        if value is not None:
+            raise ConfigError(f"--{name} {value} needs --passages; give max, or mean3")
+    return None
 
 
 @dataclass

@@ -11,8 +11,9 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,12 +21,13 @@ from rankwright.data.collate import Collator
 from rankwright.errors import ConfigError, DataError
 from rankwright.models import checkpoint
 from rankwright.models.checkpoint import Loaded, LoadOptions
-from rankwright.templates import PairTokens
-from rankwright.types import Example, Group, PackedBatch, ScoredList
+from rankwright.templates import Passages as Passages
+from rankwright.types import Example, Group, PackedBatch, PairTokens, ScoredList
 
 logger = logging.getLogger(__name__)
 
-# pairs that are encoded and sorted by length at a time: memory stays constant, batches fill well
+# pairs (passages count) that are encoded and sorted by length at a time: memory stays constant,
+# batches fill well
 WINDOW = 4096
 # a CPU scores rows of 4096 tokens a sixth faster than rows of 16384 (docs/log.md)
 BATCH_TOKENS, CPU_BATCH_TOKENS = 16384, 4096
@@ -41,11 +43,33 @@ class RankedDocument:
         index: its place in the list that was given.
         score: fp32 logit; ``sigmoid`` of it is a probability.
         document: the text.
+        passage: where its best passage stands, ``document[passage[0]:passage[1]]``; None where the
+            document was read as one.
     """
 
     index: int
     score: float
     document: str
+    passage: tuple[int, int] | None = None
+
+
+class _Encoded(NamedTuple):
+    """An example's tokens: its documents, or their passages."""
+
+    example: Example
+    tokens: PairTokens
+    owners: tuple[int, ...]
+    spans: tuple[tuple[int, int] | None, ...]
+
+
+class _Piece(NamedTuple):
+    """What is packed as one: passages of one query."""
+
+    cost: int
+    place: int
+    chosen: tuple[int, ...]
+    group: Group
+    tokens: PairTokens
 
 
 class Reranker:
@@ -55,6 +79,10 @@ class Reranker:
         loaded: model, tokenizer and what belongs to them.
         batch_tokens: tokens scored at a time; default: 4096 on a CPU, 16384 elsewhere.
         share_prefix: compute prompt and query of decoders once for all documents (exact).
+        passages: read documents that do not fit in passages; None cuts them.
+
+    Raises:
+        ConfigError: an option does not fit.
 
     Example:
         >>> reranker = Reranker.load("output")  # doctest: +SKIP
@@ -63,13 +91,25 @@ class Reranker:
     """
 
     def __init__(
-        self, loaded: Loaded, *, batch_tokens: int | None = None, share_prefix: bool = True
+        self,
+        loaded: Loaded,
+        *,
+        batch_tokens: int | None = None,
+        share_prefix: bool = True,
+        passages: Passages | None = None,
     ) -> None:
         if batch_tokens is not None and batch_tokens < 1:
             raise ConfigError(f"batch_tokens {batch_tokens} is less than 1")
         self.loaded = loaded
         self._batch_tokens = batch_tokens
         self.collator = collator(loaded, share_prefix=share_prefix)
+        room = self.collator.encoder.room
+        if passages is not None and passages.tokens is not None and passages.tokens > room:
+            raise ConfigError(
+                f"--passage_tokens {passages.tokens} is more than the {room} that --max_length "
+                f"{loaded.spec.max_length} leaves; lower it"
+            )
+        self.passages = passages
 
     @classmethod
     def load(
@@ -79,6 +119,7 @@ class Reranker:
         device: str | torch.device | None = None,
         batch_tokens: int | None = None,
         share_prefix: bool = True,
+        passages: Passages | None = None,
         **options: Any,
     ) -> Reranker:
         """Load a reranker from a folder or a hub.
@@ -88,6 +129,7 @@ class Reranker:
             device: default: CUDA, then MPS, then the CPU.
             batch_tokens: see the class.
             share_prefix: see the class.
+            passages: see the class.
             **options: fields of ``LoadOptions`` (``max_length``, ``dtype``, ``instruction``, …).
 
         Raises:
@@ -103,7 +145,7 @@ class Reranker:
                 ", ".join(loaded.new_modules),
             )
         loaded.model.to(device or default_device())
-        return cls(loaded, batch_tokens=batch_tokens, share_prefix=share_prefix)
+        return cls(loaded, batch_tokens=batch_tokens, share_prefix=share_prefix, passages=passages)
 
     @property
     def device(self) -> torch.device:
@@ -119,7 +161,7 @@ class Reranker:
 
     @property
     def truncated(self) -> dict[str, int]:
-        """How many documents and queries were cut so far."""
+        """How many documents and queries were cut so far; with passages, those at their limit."""
         return dict(self.collator.truncated)
 
     def rank(
@@ -147,9 +189,13 @@ class Reranker:
         if top_k is not None and top_k < 1:
             raise ConfigError(f"top_k {top_k} is less than 1")
         example = _example(query, documents, instruction)
-        scores = self.score_examples([example])[0].scores if documents else []
-        order = sorted(range(len(scores)), key=lambda i: -scores[i])[:top_k]
-        return [RankedDocument(i, scores[i], documents[i]) for i in order]
+        if not documents:
+            return []
+        scored = self.score_examples([example])[0]
+        return [
+            RankedDocument(i, scored.scores[i], documents[i], scored.passage(i))
+            for i in scored.order[:top_k]
+        ]
 
     def score(
         self, pairs: Sequence[tuple[str, str]], *, instruction: str | None = None
@@ -186,68 +232,90 @@ class Reranker:
         self, examples: Iterable[Example], progress: Progress | None = None
     ) -> Iterator[ScoredList]:
         """``score_examples`` as a stream, in constant memory."""
-        window: list[Example] = []
+        window: list[_Encoded] = []
         pairs = 0
         for example in examples:
-            window.append(example)
-            pairs += len(example.documents)
+            window.append(self._encode(example))
+            pairs += len(window[-1].owners)
             if pairs >= WINDOW:
                 yield from self._score_window(window, progress)
                 window, pairs = [], 0
         yield from self._score_window(window, progress)
 
+    def _encode(self, example: Example) -> _Encoded:
+        everything = Group(example, tuple(range(len(example.documents))))
+        if self.passages is None:
+            tokens = self.collator.encode(everything)
+            return _Encoded(example, tokens, everything.chosen, (None,) * len(tokens.documents))
+        found = self.collator.encode_passages(everything, self.passages)
+        return _Encoded(example, found.tokens, found.owners, found.spans)
+
     @torch.inference_mode()
     def _score_window(
-        self, examples: list[Example], progress: Progress | None
+        self, window: list[_Encoded], progress: Progress | None
     ) -> Iterator[ScoredList]:
-        results = [ScoredList(example, [0.0] * len(example.documents)) for example in examples]
-        waiting = [len(example.documents) for example in examples]
+        scores_of = [[0.0] * len(encoded.owners) for encoded in window]
+        waiting = [len(encoded.owners) for encoded in window]
         model = self.loaded.model
         was_training = model.training
         model.eval()
         try:
-            for batch, places in self._batches(examples):
+            for batch, places in self._batches(window):
                 scores = model(batch.to(self.device)).float().cpu().tolist()
                 finished = 0
-                for (index, document), score in zip(places, scores, strict=True):
-                    results[index].scores[document] = score
+                for (index, passage), score in zip(places, scores, strict=True):
+                    scores_of[index][passage] = score
                     waiting[index] -= 1
                     finished += waiting[index] == 0
                 if progress is not None:
                     progress(finished)
         finally:
             model.train(was_training)
-        for result in results:
-            if not all(abs(score) < float("inf") for score in result.scores):
+        for encoded, scores in zip(window, scores_of, strict=True):
+            if not all(abs(score) < float("inf") for score in scores):
+                example = encoded.example
                 raise DataError(
-                    f"query {result.example.query_id or result.example.query!r} got a score that "
-                    "is not a "
+                    f"query {example.query_id or example.query!r} got a score that is not a "
                     "finite number; the model is broken, or its half-precision weights overflow "
                     "(try float32)"
                 )
-        yield from results
+        for encoded, scores in zip(window, scores_of, strict=True):
+            yield self._pooled(encoded, scores)
+
+    def _pooled(self, encoded: _Encoded, scores: list[float]) -> ScoredList:
+        """One score for each document, from those of its passages."""
+        if self.passages is None:
+            return ScoredList(encoded.example, scores)
+        pooled: list[float] = []
+        best: list[tuple[int, int] | None] = []
+        for _, group in groupby(range(len(scores)), key=encoded.owners.__getitem__):
+            passages = list(group)
+            pooled.append(self.passages.pool([scores[p] for p in passages]))
+            # the first of equal ones
+            best.append(encoded.spans[max(passages, key=scores.__getitem__)])
+        return ScoredList(encoded.example, pooled, best)
 
     def _batches(
-        self, examples: list[Example]
+        self, window: list[_Encoded]
     ) -> Iterator[tuple[PackedBatch, list[tuple[int, int]]]]:
-        """Packed batches of similar lengths, longest first, with each pair's place."""
-        pieces: list[tuple[int, int, Group, PairTokens]] = []
-        for index, example in enumerate(examples):
-            everything = Group(example, tuple(range(len(example.documents))))
-            tokens = self.collator.encode(everything)
+        """Packed batches of similar lengths, longest first, with each passage's place."""
+        pieces: list[_Piece] = []
+        for index, encoded in enumerate(window):
+            tokens = encoded.tokens
             for chosen in self._chunks(tokens):
                 part = PairTokens(tokens.prefix, [tokens.documents[d] for d in chosen], 0, False)
-                pieces.append((self.collator.cost(part), index, Group(example, chosen), part))
+                group = Group(encoded.example, tuple(encoded.owners[d] for d in chosen))
+                pieces.append(_Piece(self.collator.cost(part), index, chosen, group, part))
         # longest first: if memory runs out, it does so at once
-        pieces.sort(key=lambda piece: (-piece[0], piece[1]))
-        batch: list[tuple[int, int, Group, PairTokens]] = []
+        pieces.sort(key=lambda piece: (-piece.cost, piece.place))
+        batch: list[_Piece] = []
         used = 0
         for piece in pieces:
-            if batch and used + piece[0] > self.batch_tokens:
+            if batch and used + piece.cost > self.batch_tokens:
                 yield self._pack(batch)
                 batch, used = [], 0
             batch.append(piece)
-            used += piece[0]
+            used += piece.cost
         if batch:
             yield self._pack(batch)
 
@@ -268,12 +336,10 @@ class Reranker:
         if chunk:
             yield tuple(chunk)
 
-    def _pack(
-        self, batch: list[tuple[int, int, Group, PairTokens]]
-    ) -> tuple[PackedBatch, list[tuple[int, int]]]:
-        places = [(index, d) for _, index, group, _ in batch for d in group.chosen]
-        groups = [group for _, _, group, _ in batch]
-        return self.collator.pack(groups, [tokens for _, _, _, tokens in batch]), places
+    def _pack(self, batch: list[_Piece]) -> tuple[PackedBatch, list[tuple[int, int]]]:
+        places = [(piece.place, d) for piece in batch for d in piece.chosen]
+        packed = self.collator.pack([piece.group for piece in batch], [p.tokens for p in batch])
+        return packed, places
 
     def save(self, folder: str | os.PathLike[str], *, merge: bool = True) -> Path:
         """Write a checkpoint that this class, transformers and sentence-transformers load.

@@ -8,6 +8,7 @@ the right one.
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,6 +55,86 @@ class Template:
         return {"prefix": self.prefix, "suffix": self.suffix, "instruction": self.instruction}
 
 
+@dataclass(frozen=True)
+class Passages:
+    """How a document that does not fit is read: in passages, each scored as a document.
+
+    The document's score is that of its best passage (MaxP, Dai & Callan 2019) or the mean of its
+    best few. A document that fits is read whole. The last passage is moved back to be as long as
+    the others.
+
+    Attributes:
+        tokens: of a passage; None, and where a query leaves less room: what fits.
+        overlap: tokens that a passage shares with the one before it, at most half of a passage;
+            None: an eighth.
+        pooling: ``max``, or ``mean3`` for the mean of the best three (of all where there are
+            fewer).
+        limit: most passages of a document, the first ones; None: no limit. What lies behind it is
+            counted as cut.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    tokens: int | None = None
+    overlap: int | None = None
+    pooling: str = "max"
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens is not None and self.tokens < 1:
+            raise ConfigError(f"--passage_tokens {self.tokens} is less than 1")
+        if self.overlap is not None and self.overlap < 0:
+            raise ConfigError(f"--passage_overlap {self.overlap} is less than 0")
+        if None not in (self.tokens, self.overlap) and 2 * self.overlap > self.tokens:  # type: ignore[operator]
+            raise ConfigError(
+                f"--passage_overlap {self.overlap} is more than half of --passage_tokens "
+                f"{self.tokens}; lower it, since every token would be read more than twice"
+            )
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"--max_passages {self.limit} is less than 1")
+        if not re.fullmatch(r"max|mean[1-9][0-9]{0,8}", str(self.pooling)):
+            raise ConfigError(
+                f"--passages {self.pooling!r} is unknown; give max, or mean with the number of the "
+                "best passages, such as mean3"
+            )
+
+    @property
+    def best(self) -> int:
+        """How many of the best passages' scores the mean is taken of; 1 for ``max``."""
+        return 1 if self.pooling == "max" else int(self.pooling.removeprefix("mean"))
+
+    def windows(self, length: int, room: int) -> list[tuple[int, int]]:
+        """Begin and end of each passage of a document of ``length`` tokens; no limit applies."""
+        if length <= room:
+            return [(0, length)]
+        size = min(self.tokens or room, room)
+        overlap = size // 8 if self.overlap is None else min(self.overlap, size // 2)
+        starts = [*range(0, length - size, size - overlap), length - size]
+        return [(start, start + size) for start in starts]
+
+    def pool(self, scores: Sequence[float]) -> float:
+        """The document's score, from those of its passages."""
+        best = sorted(scores, reverse=True)[: self.best]
+        return sum(best) / len(best)
+
+
+@dataclass(frozen=True)
+class PassageTokens:
+    """Token ids of one query with the passages of its documents.
+
+    Attributes:
+        tokens: prefix and passages; ``truncated_documents`` counts what ``Passages.limit`` cut.
+        owners: for each passage the index of its document, in order.
+        spans: for each passage its first character in the document and the one behind its last;
+            None where the document is read whole.
+    """
+
+    tokens: PairTokens
+    owners: tuple[int, ...]
+    spans: tuple[tuple[int, int] | None, ...]
+
+
 PAIR = Template(kind="classification")
 QWEN3 = Template(kind="generative", prefix=QWEN3_PREFIX, suffix=QWEN3_SUFFIX)
 
@@ -95,6 +176,9 @@ class PairEncoder:
         template: the template.
         max_length: the most tokens a pair may have, template included.
 
+    Attributes:
+        room: what the template leaves to query and document.
+
     Raises:
         ConfigError: the template alone leaves no room for text.
     """
@@ -111,7 +195,8 @@ class PairEncoder:
         else:
             self._init_prompt_form(template.prefix)
         fixed = len(self._prefix_ids("", template.instruction)) + len(self.suffix)
-        if max_length < fixed + MIN_ROOM:
+        self.room = max_length - fixed
+        if self.room < MIN_ROOM:
             raise ConfigError(
                 f"--max_length {max_length} is too small: the template alone takes {fixed} tokens; "
                 f"give at least {fixed + MIN_ROOM}"
@@ -185,29 +270,84 @@ class PairEncoder:
         Raises:
             ConfigError: the instruction alone leaves no room.
         """
-        instruction = instruction or self.template.instruction
-        prefix = self._prefix_ids(query, instruction)
-        texts = [self._lead + document for document in documents] if self._lead else list(documents)
+        texts = [self._lead + document for document in documents]
         encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        longest = max((len(ids) for ids in encoded), default=0)
-        room = self.max_length - len(prefix) - len(self.suffix)
-        cut_query = False
-        if room < longest:
-            frame = len(self._prefix_ids("", instruction)) + len(self.suffix)
-            half = (self.max_length - frame) // 2
-            if half < MIN_ROOM // 2:
-                raise ConfigError(
-                    f"an instruction that brings the template to {frame} tokens leaves no room "
-                    f"within --max_length {self.max_length}; shorten it or raise --max_length"
-                )
-            if room < half:
-                kept = self._cut(query, half)
-                cut_query = len(kept) < len(query)
-                prefix = self._prefix_ids(kept, instruction)
-                room = self.max_length - len(prefix) - len(self.suffix)
+        prefix, room, cut_query = self._frame(query, encoded, instruction)
         cut = sum(len(ids) > room for ids in encoded)
         parts = [list(ids[:room]) + self.suffix for ids in encoded]
         return PairTokens(prefix, parts, cut, cut_query)
+
+    def encode_passages(
+        self,
+        query: str,
+        documents: Sequence[str],
+        passages: Passages,
+        instruction: str | None = None,
+    ) -> PassageTokens:
+        """Encode one query with its documents, those that do not fit in passages.
+
+        The prefix is that of ``encode``, so a document that fits gives the same tokens.
+
+        Args:
+            query: the query text.
+            documents: the document texts.
+            passages: how they are cut.
+            instruction: the task description, default the template's.
+
+        Raises:
+            ConfigError: the instruction alone leaves no room.
+        """
+        texts = [self._lead + document for document in documents]
+        encoded, offsets = [], []
+        if texts:
+            # the warning of a text longer than the model's limit does not apply: it is cut here
+            found = self.tokenizer(
+                texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )
+            encoded, offsets = found["input_ids"], found["offset_mapping"]
+        prefix, room, cut_query = self._frame(query, encoded, instruction)
+        parts: list[list[int]] = []
+        owners: list[int] = []
+        spans: list[tuple[int, int] | None] = []
+        cut = 0
+        for owner, ids in enumerate(encoded):
+            windows = passages.windows(len(ids), room)
+            taken = windows[: passages.limit]
+            cut += len(taken) < len(windows)
+            for start, end in taken:
+                parts.append(list(ids[start:end]) + self.suffix)
+                owners.append(owner)
+                if len(windows) == 1:
+                    spans.append(None)
+                    continue
+                lead = len(self._lead)
+                first, last = offsets[owner][start][0] - lead, offsets[owner][end - 1][1] - lead
+                spans.append((max(first, 0), last))
+        tokens = PairTokens(prefix, parts, cut, cut_query)
+        return PassageTokens(tokens, tuple(owners), tuple(spans))
+
+    def _frame(
+        self, query: str, encoded: Sequence[Sequence[int]], instruction: str | None
+    ) -> tuple[list[int], int, bool]:
+        """The prefix, the room it leaves to a document, and whether the query was cut for it."""
+        instruction = instruction or self.template.instruction
+        prefix = self._prefix_ids(query, instruction)
+        longest = max((len(ids) for ids in encoded), default=0)
+        room = self.max_length - len(prefix) - len(self.suffix)
+        if room >= longest:
+            return prefix, room, False
+        frame = len(self._prefix_ids("", instruction)) + len(self.suffix)
+        half = (self.max_length - frame) // 2
+        if half < MIN_ROOM // 2:
+            raise ConfigError(
+                f"an instruction that brings the template to {frame} tokens leaves no room "
+                f"within --max_length {self.max_length}; shorten it or raise --max_length"
+            )
+        if room >= half:
+            return prefix, room, False
+        kept = self._cut(query, half)
+        prefix = self._prefix_ids(kept, instruction)
+        return prefix, self.max_length - len(prefix) - len(self.suffix), len(kept) < len(query)
 
     def _cut(self, query: str, room: int) -> str:
         """Return what ``room`` tokens hold of the query."""

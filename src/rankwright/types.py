@@ -239,7 +239,19 @@ class ScoredList:
     Attributes:
         example: the complete example.
         scores: ``D`` fp32 logits, higher is better.
+        passages: for each document the characters of its best passage, None where it was read as
+            one; None where no document was read in passages.
     """
 
     example: Example
     scores: list[float] = field(default_factory=list)
+    passages: list[tuple[int, int] | None] | None = None
+
+    @property
+    def order(self) -> list[int]:
+        """The documents' places, best first; equal scores keep the given order."""
+        return sorted(range(len(self.scores)), key=lambda i: -self.scores[i])
+
+    def passage(self, document: int) -> tuple[int, int] | None:
+        """First character of a document's best passage and the one behind its last, or None."""
+        return self.passages[document] if self.passages is not None else None

@@ -44,7 +44,10 @@ def load_reranker(given: dict[str, Any], batch_tokens: int | None) -> Any:
 
     model = model_arguments(given)
     room.check_model_arguments(model)
-    return Reranker.load(model.model, batch_tokens=batch_tokens, **room.load_options(model))
+    passages = room.find_passages(own(room.PassageArguments, given))
+    return Reranker.load(
+        model.model, batch_tokens=batch_tokens, passages=passages, **room.load_options(model)
+    )
 
 
 def report_dropped(dropped: dict[str, int]) -> None:
@@ -59,12 +62,19 @@ def report_truncation(counts: dict[str, int], reranker: Any, when: str = "") -> 
     """Print how much was cut."""
     from rankwright.progress import console
 
-    cut = {name: count for name, count in counts.items() if count}
-    if cut:
-        parts = " and ".join(f"{count} {name}" for name, count in cut.items())
+    counts = {name: count for name, count in counts.items() if count}
+    passages = reranker.passages
+    if passages is not None and counts.get("documents"):
+        console.print(
+            f"{counts.pop('documents')} documents were cut at {passages.limit} passages{when}; "
+            "raise --max_passages to keep more"
+        )
+    if counts:
+        parts = " and ".join(f"{count} {name}" for name, count in counts.items())
+        more = "" if passages is not None or when else ", or give --passages max"
         console.print(
             f"{parts} were cut at {reranker.loaded.spec.max_length} tokens{when}; "
-            "raise --max_length to keep more"
+            f"raise --max_length to keep more{more}"
         )
 
 

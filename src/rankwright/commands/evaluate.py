@@ -46,9 +46,9 @@ class EvaluateArguments:
 
 def types() -> list[type]:
     """The command's arguments."""
-    from rankwright.arguments import ModelArguments
+    from rankwright.arguments import ModelArguments, PassageArguments
 
-    return [EvaluateArguments, ModelArguments]
+    return [EvaluateArguments, ModelArguments, PassageArguments]
 
 
 def run(words: list[str]) -> int:

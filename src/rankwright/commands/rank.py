@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwright.commands.common import load_reranker, own, parse, writer
+from rankwright.commands.common import load_reranker, own, parse, report_truncation, writer
 from rankwright.errors import ConfigError, DataError
 
 
@@ -41,9 +41,9 @@ class RankArguments:
 
 def types() -> list[type]:
     """The command's arguments."""
-    from rankwright.arguments import ModelArguments
+    from rankwright.arguments import ModelArguments, PassageArguments
 
-    return [RankArguments, ModelArguments]
+    return [RankArguments, ModelArguments, PassageArguments]
 
 
 def run(words: list[str]) -> int:
@@ -73,7 +73,10 @@ def run(words: list[str]) -> int:
                     )
                 else:
                     entry = {"index": document.index, "score": score, "document": document.document}
+                    if document.passage is not None:
+                        entry["passage"] = document.passage
                     print(json.dumps(entry, ensure_ascii=False), file=out)
+        report_truncation(reranker.truncated, reranker)
         return 0
     return _rank_stream(given, options)
 
@@ -86,17 +89,18 @@ def _rank_stream(given: dict[str, Any], options: Any) -> int:
     reranker = load_reranker(given, options.batch_tokens)
     with tracked("ranking", None) as advance, writer(options.output, options.input) as out:
         for scored in reranker.iter_scores(examples, advance):
-            order = sorted(range(len(scored.scores)), key=lambda i: -scored.scores[i])
             results = []
-            for i in order[: options.top_k]:
+            for i in scored.order[: options.top_k]:
                 score = _sigmoid(scored.scores[i]) if options.probability else scored.scores[i]
-                results.append(
-                    {"index": i, "score": score, "document": scored.example.documents[i]}
-                )
+                entry = {"index": i, "score": score, "document": scored.example.documents[i]}
+                if scored.passage(i) is not None:
+                    entry["passage"] = scored.passage(i)
+                results.append(entry)
             line: dict[str, Any] = {"query": scored.example.query, "results": results}
             if scored.example.query_id:
                 line = {"query_id": scored.example.query_id, **line}
             print(json.dumps(line, ensure_ascii=False), file=out, flush=True)
+    report_truncation(reranker.truncated, reranker)
     return 0
 
 

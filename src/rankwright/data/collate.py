@@ -11,7 +11,7 @@ from itertools import accumulate
 
 import torch
 
-from rankwright.templates import PairEncoder, PairTokens
+from rankwright.templates import PairEncoder, PairTokens, Passages, PassageTokens
 from rankwright.types import Cut, Group, PackedBatch
 
 _Piece = tuple[list[int], list[list[int]]]
@@ -66,6 +66,15 @@ class Collator:
         self.truncated["documents"] += tokens.truncated_documents
         self.truncated["queries"] += tokens.truncated_query
         return tokens
+
+    def encode_passages(self, group: Group, passages: Passages) -> PassageTokens:
+        """Encode one group, documents that do not fit in passages."""
+        found = self.encoder.encode_passages(
+            group.example.query, group.documents, passages, group.example.instruction
+        )
+        self.truncated["documents"] += found.tokens.truncated_documents
+        self.truncated["queries"] += found.tokens.truncated_query
+        return found
 
     def cost(self, tokens: PairTokens) -> int:
         """Tokens that a group takes in the packed row."""

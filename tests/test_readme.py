@@ -6,36 +6,27 @@ import dataclasses
 import json
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from rankwright import cli
 from rankwright.arguments import ENVIRONMENT, GROUPS
 from rankwright.data.readers import READERS, load_examples
 from rankwright.losses import LOSSES
 from rankwright.metrics import METRICS
-from tests.tiny import examples, save_base
+from tests.documents import (
+    OUTSIDE,
+    ROOT,
+    blocks,
+    commands,
+    known_arguments,
+    prose,
+    run_blocks,
+    write_files,
+)
+from tests.tiny import save_base
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCK = re.compile(r"^(<!-- run -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# programs that a shell block names without being run here
-OUTSIDE = {"make", "pip", "vllm", "docker", "curl", "git"}
-
-
-def blocks() -> Iterator[tuple[str, str, bool]]:
-    """Language, text and whether it is marked to run, in order."""
-    for mark, language, text in BLOCK.findall(README):
-        yield language, text, bool(mark)
-
-
-def commands(text: str) -> list[list[str]]:
-    """The words of each command of a shell block."""
-    lines = text.replace("\\\n", " ").splitlines()
-    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
 
 
 def section(title: str) -> str:
@@ -54,17 +45,7 @@ def table(title: str) -> list[list[str]]:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the models and files that the README names, tiny."""
-    save_base(tmp_path / "Alibaba-NLP" / "gte-reranker-modernbert-base", "modernbert")
-    save_base(tmp_path / "Qwen" / "Qwen3-Reranker-0.6B", "qwen3")
-    for name, count, seed in (("rows.jsonl", 20, 0), ("test.jsonl", 4, 1)):
-        lines = [
-            {"query": e.query, "positive": e.documents[:1], "negative": e.documents[1:]}
-            for e in examples(count, seed=seed, longest=12)
-        ]
-        (tmp_path / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "documents.txt").write_text("fish and frogs\na crane\nbirds sleep\na ship\n")
-    queries = [{"query": e.query, "documents": e.documents} for e in examples(3, longest=8)]
-    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(q) + "\n" for q in queries))
+    write_files(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -75,17 +56,7 @@ def test_commands_and_snippets_run_in_order(
 ) -> None:
     """Every marked shell block and every Python block, top to bottom, in one folder."""
     pytest.importorskip("sentence_transformers", reason="extra dev")
-    namespace: dict[str, Any] = {}
-    for language, text, run in blocks():
-        if language == "python":
-            exec(compile(text, "README.md", "exec"), namespace)
-        if not run:
-            continue
-        assert language == "bash"
-        for words in commands(text):
-            assert words[0] == "rankwright"
-            code = cli.main(words[1:])
-            assert code == 0, f"{shlex.join(words)}\n{capsys.readouterr().err}"
+    assert run_blocks(README, "README.md", lambda: capsys.readouterr().err)
     ranked = [json.loads(line) for line in (place / "ranked.jsonl").read_text().splitlines()]
     assert [len(line["results"]) for line in ranked] == [4, 4, 4]
     for name in ("metrics.json", "run.trec", "qrels.txt"):
@@ -103,7 +74,9 @@ def test_the_generative_snippet_prints_our_score(
 
     save_base(place / "base", "qwen3")
     rankwright.Reranker.load("base", device="cpu").save("output-qwen3")
-    snippet = next(t for lang, t, _ in blocks() if lang == "python" and "CausalLM" in t)
+    snippet = next(
+        b.text for b in blocks(README) if b.language == "python" and "CausalLM" in b.text
+    )
     exec(compile(snippet, "README.md", "exec"), {})
     found = float(capsys.readouterr().out.split()[-1])
     reranker = rankwright.Reranker.load("output-qwen3", device="cpu")
@@ -115,9 +88,9 @@ def test_other_commands_are_what_they_seem() -> None:
     """What is not run here is no command of ours, and each make target exists."""
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     seen = set()
-    contributing = BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
-    texts = [text for language, text, run in blocks() if language == "bash" and not run]
-    for text in [*texts, *(text for _, _, text in contributing)]:
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    texts = [b.text for b in blocks(README) if b.language == "bash" and b.mark != "run"]
+    for text in [*texts, *(block.text for block in blocks(contributing))]:
         for words in commands(text):
             assert words[0] in OUTSIDE, f"mark the block with <!-- run -->: {shlex.join(words)}"
             seen.add(words[0])
@@ -159,21 +132,13 @@ def test_losses_metrics_and_variables() -> None:
 
 
 def test_every_argument_that_is_named_exists() -> None:
-    from transformers import TrainingArguments
-
-    from rankwright.arguments import ALIASES, WITHOUT_EFFECT
-
-    ours = [kind for name in cli.COMMANDS for kind in cli.module(name).types()]
-    known = {f.name for kind in (*ours, TrainingArguments) for f in dataclasses.fields(kind)}
-    known |= set(ALIASES) | set(WITHOUT_EFFECT)
-    prose = BLOCK.sub("", README)
-    for name in re.findall(r"--([a-z][a-z0-9_]+)", prose):
-        assert name in known | {"help", "nproc_per_node"}, name
+    for name in re.findall(r"--([a-z][a-z0-9_]+)", prose(README)):
+        assert name in known_arguments() | {"nproc_per_node"}, name
 
 
 def test_the_tree_is_the_repository() -> None:
     """Every path of the annotated tree exists, and every module stands in it."""
-    tree = next(text for language, text, _ in blocks() if language == "text")
+    tree = next(block.text for block in blocks(README) if block.language == "text")
     folder: dict[int, Path] = {-2: ROOT}
     found = set()
     for line in tree.splitlines():

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 from torch import Tensor
@@ -50,10 +51,12 @@ from rankwright.models.checkpoint import Loaded, LoadOptions
 from rankwright.models.lora import add_adapters
 from rankwright.progress import bar, console, tracked
 from rankwright.ranking import Reranker, collator
+from rankwright.records import FOLDER, NAMES, Lengths, length_summary, write_records
 from rankwright.types import Example, Group, PackedBatch, ScoredList
 
 logger = logging.getLogger(__name__)
 
+FloatArray32 = npt.NDArray[np.float32]
 STATE_FILE = "trainer_state.json"
 ADAPTER_FOLDER = "adapter"
 # a CPU computes rows of this length as fast as longer ones, in less memory
@@ -170,7 +173,10 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         self.stop_agreed = False
         self.work = _Work()
         self.truncated = {"documents": 0, "queries": 0}
+        self.lengths = Lengths(loaded.spec.max_length)
         self.results: dict[int, EvaluationResult] = {}
+        # of the best step and the last one, on the process that writes them
+        self.scores: dict[int, FloatArray32] = {}
         self._unchecked: tuple[Tensor, tuple[str, ...], int] | None = None
         super().__init__(
             model=loaded.model,
@@ -221,6 +227,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         self.work.add(inputs)
         self.truncated["documents"] += inputs.truncated_documents
         self.truncated["queries"] += inputs.truncated_queries
+        self.lengths.add(inputs)
 
     def truncated_everywhere(self) -> dict[str, int]:
         """How many documents and queries were cut in training, over all processes."""
@@ -228,6 +235,13 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         if self.args.world_size > 1:
             counts = self.accelerator.gather(counts)
         return dict(zip(self.truncated, counts.sum(0).tolist(), strict=True))
+
+    def lengths_everywhere(self) -> dict[str, Any] | None:
+        """The lengths of the pairs of training, over all processes."""
+        counts = torch.tensor(self.lengths.counts[None], device=self.args.device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.gather(counts)
+        return length_summary(counts.sum(0).cpu().numpy())
 
     # loss
 
@@ -326,6 +340,9 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         metrics["eval_loss"] = loss
         metrics["eval_runtime"] = round(time.perf_counter() - started, 2)
         self.results[self.state.global_step] = result
+        if self.state.global_step == 0 and self.args.should_save:
+            # written at once: a run that is resumed never sees it again
+            write_records(Path(self.args.output_dir), "before", self.val_examples, self.scores[0])
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -347,6 +364,10 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
             lists = self.reranker.score_examples(mine, advance)
         if world > 1:
             lists = self._gather_lists(lists)
+        if self.args.should_save:
+            step, best = self.state.global_step, self.state.best_global_step
+            self.scores = {s: v for s, v in self.scores.items() if s in (step, best)}
+            self.scores[step] = np.array([x for found in lists for x in found.scores], np.float32)
         return evaluate_scores(lists, self.metric_names), self._validation_loss(lists)
 
     def _gather_lists(self, lists: list[ScoredList]) -> list[ScoredList]:
@@ -630,19 +651,40 @@ def train_on(
         trainer.truncated_everywhere(),
         reranker,
     )
+    lengths = trainer.lengths_everywhere()
     if args.should_save:
-        _save_final(trainer, arguments, result)
+        rows = {"train": _row_counts(train_examples), "validation": _row_counts(val_examples)}
+        _save_final(trainer, arguments, result, {"lengths": lengths, "rows": rows})
     return result
+
+
+def _row_counts(examples: Sequence[Example]) -> dict[str, int]:
+    """What the report says of rows, counted without reading their texts."""
+    rows = outline(examples)
+    return {
+        "rows": len(rows),
+        "positives": int(rows.positives.sizes.sum()),
+        "negatives": int(rows.negatives.sizes.sum()),
+    }
+
+
+def _final_step(trainer: _Trainer) -> int:
+    """The step whose weights are the final model's."""
+    if trainer.args.load_best_model_at_end and trainer.state.best_global_step:
+        return int(trainer.state.best_global_step)
+    return int(trainer.state.global_step)
 
 
 def _final_result(trainer: _Trainer) -> EvaluationResult | None:
     if not trainer.val_examples:
         return None
-    step = trainer.state.global_step
-    if trainer.args.load_best_model_at_end and trainer.state.best_global_step:
-        step = trainer.state.best_global_step
+    step = _final_step(trainer)
     if step not in trainer.results:
+        trainer.scores.clear()
         trainer.results[step], _ = trainer._evaluate_lists()
+        # the weights are that step's, whatever the trainer's count says
+        for scores_P in list(trainer.scores.values()):
+            trainer.scores = {step: scores_P}
     return trainer.results[step]
 
 
@@ -706,7 +748,8 @@ def _clear(output: Path) -> None:
     """Delete a former run: its checkpoints and the files that a run writes, nothing else."""
     for path in _checkpoints(output):
         shutil.rmtree(path)
-    for pattern in (*checkpoint.FILES, STATE_FILE, "metrics.json", ADAPTER_FOLDER):
+    lists = [f"{FOLDER}/{name}.jsonl" for name in NAMES]
+    for pattern in (*checkpoint.FILES, STATE_FILE, "metrics.json", ADAPTER_FOLDER, *lists):
         for path in output.glob(pattern):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -995,7 +1038,9 @@ def _logged_before(trainer: _Trainer) -> dict[str, float] | None:
     return None
 
 
-def _save_final(trainer: _Trainer, arguments: TrainArguments, result: TrainResult) -> None:
+def _save_final(
+    trainer: _Trainer, arguments: TrainArguments, result: TrainResult, more: dict[str, Any]
+) -> None:
     """Put the final model into the output folder itself, beside the checkpoints."""
     folder = result.output_dir
     adapted = trainer.loaded.model.model is not trainer.loaded.model.hf
@@ -1016,6 +1061,13 @@ def _save_final(trainer: _Trainer, arguments: TrainArguments, result: TrainResul
         "seconds": round(result.seconds, 2),
         "dropped": result.dropped,
         "truncated": result.truncated,
+        **more,
     }
+    if result.after is not None:
+        main = next(iter(result.after.per_query.values()))
+        # no metric is defined without a positive, so such a query is not among the worst
+        worst = np.lexsort((main, ~result.after.has_positive)).tolist()
+        scores_P = trainer.scores[_final_step(trainer)]
+        metrics["records"] = write_records(folder, "after", trainer.val_examples, scores_P, worst)
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     checkpoint.write_card(trainer.loaded, folder, metrics)

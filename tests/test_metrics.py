@@ -6,6 +6,7 @@ import itertools
 import math
 from fractions import Fraction
 
+import ir_measures
 import numpy as np
 import pytest
 import pytrec_eval
@@ -433,11 +434,77 @@ def test_parse_metric() -> None:
     assert Metric("hit", 1)([1, 2], [1, 0], [0, 2]).tolist() == [0]
 
 
+ALIASES = {
+    "nDCG@10": "ndcg@10",
+    "NDCG@3": "ndcg@3",
+    "nDCG": "ndcg",
+    "RR": "mrr",
+    "MRR@10": "mrr@10",
+    "RR@10": "mrr@10",
+    "AP": "map",
+    "MAP": "map",
+    "AP@3": "map@3",
+    "P@3": "precision@3",
+    "Precision@10": "precision@10",
+    "R@10": "recall@10",
+    "Recall@3": "recall@3",
+    "Success@3": "hit@3",
+}
+
+
+def test_ir_measures_names() -> None:
+    """Each of its spellings is our metric, and has its value where no scores are tied.
+
+    The two differ by design in tied scores (ours is the expectation over their orders) and in the
+    mean (ours leaves out queries without a relevant document, theirs counts them as 0), so the
+    values are compared query by query.
+    """
+    rng = np.random.default_rng(3)
+    qrels, run, scores, labels, bounds = {}, {}, [], [], [0]
+    for q in range(60):
+        size = int(rng.integers(1, 25))
+        grades = rng.integers(0, 4, size)
+        values = rng.permutation(size) / 7.0
+        qrels[f"q{q}"] = {f"d{i}": int(y) for i, y in enumerate(grades)}
+        run[f"q{q}"] = {f"d{i}": float(x) for i, x in enumerate(values)}
+        scores += values.tolist()
+        labels += grades.tolist()
+        bounds.append(bounds[-1] + size)
+    names = list(ALIASES)
+    ours = per_query_metrics(scores, labels, bounds, names)
+    assert list(ours) == list(dict.fromkeys(ALIASES.values()))
+    theirs = [ir_measures.parse_measure(name) for name in names]
+    found = {
+        (str(entry.measure), entry.query_id): entry.value
+        for entry in ir_measures.iter_calc(list(set(theirs)), qrels, run)
+    }
+    for name, measure in zip(names, theirs, strict=True):
+        expected = [found[str(measure), f"q{q}"] for q in range(60)]
+        np.testing.assert_allclose(ours[ALIASES[name]], expected, rtol=0, atol=1e-9, err_msg=name)
+
+
+def test_names_in_any_case() -> None:
+    for name in ("ndcg@5", "NDCG@5", "nDCG@5"):
+        assert parse_metric(name) == Metric("ndcg", 5)
+    assert [str(parse_metric(n)) for n in ("rr", "ap", "p@5", "r@5", "s@5", "S@5")] == [
+        "mrr",
+        "map",
+        "precision@5",
+        "recall@5",
+        "hit@5",
+        "hit@5",
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("ngcd@10", r"'ngcd@10' is unknown; did you mean ndcg@10\? choose from mrr, ndcg, map"),
-        ("NDCG@10", r"did you mean ndcg@10\?"),
+        ("NGCD@10", r"did you mean ndcg@10\?"),
+        ("nDCG(dcg='exp-log2')@10", r"has parameters, which are not read; choose from mrr"),
+        ("P(rel=2)@5", r"has parameters"),
+        ("Rprec", r"'Rprec' is unknown"),
+        ("P@0", r"has the cut '0'"),
         ("zzz", r"'zzz' is unknown; choose from mrr"),
         ("", r"'' is unknown"),
         ("ndcg@0", r"has the cut '0'; k must be a positive integer, as in ndcg@10"),

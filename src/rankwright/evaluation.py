@@ -24,6 +24,7 @@ from rankwright.metrics import (
     FloatArray,
     has_positive,
     mean_metrics,
+    parse_metric,
     parse_metrics,
     per_query_metrics,
     tie_rate,
@@ -98,13 +99,14 @@ class EvaluationResult:
 
     def values(self, name: str) -> FloatArray:
         """The values that the mean of ``name`` is taken over, for a bootstrap to draw from."""
-        return self.per_query[name][self.has_positive]
+        return self.per_query[str(parse_metric(name))][self.has_positive]
 
     def gains(self, name: str) -> FloatArray | None:
         """Value minus first-stage value for the queries of :meth:`values`; None without one."""
         if self.first_stage_per_query is None:
             return None
-        return self.values(name) - self.first_stage_per_query[name][self.has_positive]
+        first_stage_Q = self.first_stage_per_query[str(parse_metric(name))]
+        return self.values(name) - first_stage_Q[self.has_positive]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that ``json`` can write."""

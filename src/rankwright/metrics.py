@@ -405,15 +405,35 @@ class Metric:
         return METRICS[self.name].function(scores, labels, offsets, self.k)
 
 
+# the names of ir_measures (MacAvaney et al., ECIR 2022) in lower case, where they differ from ours
+IR_MEASURES: dict[str, str] = {
+    "rr": "mrr",
+    "ap": "map",
+    "p": "precision",
+    "r": "recall",
+    "success": "hit",
+    "s": "hit",
+}
+
+
 def parse_metric(text: str) -> Metric:
-    """Read ``ndcg@10`` or ``map``.
+    """Read ``ndcg@10`` or ``map``, or an alias of ``ir_measures`` such as ``nDCG@10`` or ``AP``.
+
+    Upper and lower case make no difference. Whatever the spelling, the metric has our name, so that
+    results of two runs stand under the same one.
 
     Raises:
         ConfigError: the name is not in :data:`METRICS`, or ``k`` is not a positive integer.
     """
-    name, at, cut = text.partition("@")
+    given, at, cut = text.partition("@")
+    name = IR_MEASURES.get(given.lower(), given.lower())
     if name not in METRICS:
-        near = difflib.get_close_matches(name.strip().lower(), METRICS, n=1, cutoff=0.5)
+        if "(" in text:
+            raise ConfigError(
+                f"metric {text!r} has parameters, which are not read; choose from "
+                f"{', '.join(METRICS)}, each with an optional @k such as ndcg@10"
+            )
+        near = difflib.get_close_matches(name.strip(), METRICS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}{at}{cut}? " if near else ""
         raise ConfigError(
             f"metric {text!r} is unknown; {hint}choose from {', '.join(METRICS)}, "

@@ -20,7 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,7 @@ from rankwright.data.tokens import allow_forks, quiet_tokenizers, token_store
 from rankwright.errors import CheckpointError, ConfigError, DataError
 from rankwright.evaluation import EvaluationResult, evaluate_scores
 from rankwright.losses import LOSSES, Loss, LossSum
-from rankwright.metrics import parse_metrics
+from rankwright.metrics import parse_metric, parse_metrics
 from rankwright.models import checkpoint
 from rankwright.models.checkpoint import Loaded, LoadOptions
 from rankwright.models.lora import add_adapters
@@ -883,6 +883,8 @@ def _training_arguments(
                 "metric_for_best_model", "ndcg@10" if "ndcg@10" in metrics else metrics[0]
             )
             best = best.removeprefix("eval_")
+            with suppress(ConfigError):
+                best = values["metric_for_best_model"] = str(parse_metric(best))
             if best not in [*metrics, "loss"]:
                 raise ConfigError(
                     f"--metric_for_best_model {best!r} is not measured; choose from "

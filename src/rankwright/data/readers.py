@@ -1470,9 +1470,37 @@ def unique_ids(ids: Sequence[str]) -> tuple[list[str], int]:
     return unique, repeated
 
 
+def dataset_instructions(
+    dataset: str | Path | Sequence[str | Path], instructions: str | Sequence[str] | None
+) -> list[tuple[str, str | None]]:
+    """Put each dataset's name beside the instruction of its rows.
+
+    Args:
+        dataset: see ``load_examples``.
+        instructions: see there.
+
+    Returns:
+        (name, instruction) of each dataset; None where it has none.
+
+    Raises:
+        ConfigError: there are more or fewer instructions than datasets.
+    """
+    names = [spec.name for spec in _specs(dataset)]
+    texts = [instructions] if isinstance(instructions, str) else list(instructions or ())
+    if texts and len(texts) != len(names):
+        listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        raise ConfigError(
+            f"{len(texts)} instruction{'s' if len(texts) > 1 else ''} for {len(names)} datasets "
+            f"({listed}); give one text for each, in their order, and '' where it has none"
+        )
+    texts = texts or [""] * len(names)
+    return [(name, text.strip() and text or None) for name, text in zip(names, texts, strict=True)]
+
+
 def load_examples(
     dataset: str | Path | Sequence[str | Path],
     *,
+    instructions: str | Sequence[str] | None = None,
     data_format: str | None = None,
     split: str | None = None,
     seed: int = 42,
@@ -1487,6 +1515,8 @@ def load_examples(
         dataset: files, folders, BEIR folders or hub ids (``owner/name``, ``owner/name:subset``),
             as a list or separated by white space. ``train.jsonl#5000`` takes 5000 examples of it: a
             sample without replacement, or, where it has fewer, whole passes and a sample.
+        instructions: the task description of the rows of each dataset, one text for each in their
+            order, an empty one for none. A row's own wins over it.
         data_format: a name in ``READERS``; None detects the layout of each file by its columns.
         split: which files of a folder or hub dataset: those with this word in their path. None
             takes the ``train`` files for training and the ``dev`` (else ``test``) files for
@@ -1511,6 +1541,7 @@ def load_examples(
         dataset,
         data.report,
         data.sources,
+        instructions=instructions,
         data_format=data_format,
         split=split,
         use_hf=use_hf,
@@ -1543,6 +1574,7 @@ def iter_datasets(
     report: LoadReport,
     sources: list[Source],
     *,
+    instructions: str | Sequence[str] | None = None,
     data_format: str | None = None,
     split: str | None = None,
     use_hf: bool = True,
@@ -1556,6 +1588,7 @@ def iter_datasets(
         dataset: see there, as the others.
         report: filled while the examples are read.
         sources: filled while the examples are read.
+        instructions: see there.
         data_format: see there.
         split: see there.
         use_hf: see there.
@@ -1568,10 +1601,13 @@ def iter_datasets(
         ids that may repeat.
     """
     named = None if data_format is None else _reader(data_format)
-    for spec in _specs(dataset):
+    texts = dataset_instructions(dataset, instructions)
+    for spec, (_, text) in zip(_specs(dataset), texts, strict=True):
         path, subset = _locate(spec.name, use_hf, revision)
 
-        def examples(spec: _Spec, path: Path, subset: str | None) -> Iterator[Example]:
+        def examples(
+            spec: _Spec, path: Path, subset: str | None, text: str | None
+        ) -> Iterator[Example]:
             before = report.rows
             dropped = report.dropped.copy()
             count = 0
@@ -1581,6 +1617,7 @@ def iter_datasets(
                 start = count
                 for example in found:
                     count += 1
+                    example.instruction = example.instruction or text
                     yield example
                 sources.append(Source(shown, layout, count - start))
             if not count:
@@ -1591,7 +1628,7 @@ def iter_datasets(
                     f"{f' ({listed})' if listed else ''}; give a dataset with rows"
                 )
 
-        yield spec.take, examples(spec, path, subset)
+        yield spec.take, examples(spec, path, subset, text)
 
 
 def source_files(

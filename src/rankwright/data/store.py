@@ -38,6 +38,7 @@ from rankwright.data.readers import (
     Purpose,
     Source,
     count_repeated_ids,
+    dataset_instructions,
     iter_datasets,
     load_examples,
     source_files,
@@ -197,6 +198,7 @@ def load_store(
     dataset: str | Path | Sequence[str | Path],
     cache: Path | None,
     *,
+    instructions: str | Sequence[str] | None = None,
     data_format: str | None = None,
     split: str | None = None,
     seed: int = 42,
@@ -211,6 +213,7 @@ def load_store(
     Args:
         dataset: see there, as the others that are not named here.
         cache: folder of what is kept between runs; None for none.
+        instructions: see there.
         data_format: see there.
         split: see there.
         seed: see there.
@@ -230,6 +233,7 @@ def load_store(
         DataError: see there.
     """
     options: dict[str, Any] = {
+        "instructions": [text for _, text in dataset_instructions(dataset, instructions)],
         "data_format": data_format,
         "split": split,
         "use_hf": use_hf,

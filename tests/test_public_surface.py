@@ -19,15 +19,16 @@ NAMES = [
 ]
 MODEL_FLAGS = {
     "model", "task_type", "use_hf", "revision", "torch_dtype", "trust_remote_code", "max_length",
-    "template_prefix", "template_suffix", "instruction", "positive_token", "negative_token",
-    "dropout", "packed", "attn_impl",
+    "template", "template_prefix", "template_suffix", "instruction", "positive_token",
+    "negative_token", "dropout", "packed", "attn_impl",
 }
 PASSAGE_FLAGS = {"passages", "passage_tokens", "passage_overlap", "max_passages"}
 FLAGS = {
     "quickstart": {"model", "output_dir", "seed", "max_steps", "overwrite"},
     "train": MODEL_FLAGS | {
         # rows
-        "dataset", "val_dataset", "split_dataset_ratio", "data_format", "max_positive_samples",
+        "dataset", "instructions", "val_dataset", "val_instructions", "split_dataset_ratio",
+        "data_format", "max_positive_samples",
         "max_negative_samples", "group", "batch_tokens", "chunk_tokens",
         "share_prefix", "eval_batch_tokens",
         "lazy_tokenize", "dataset_num_proc", "cache_dir", "load_from_cache_file",
@@ -40,12 +41,14 @@ FLAGS = {
         "metrics", "early_stopping_patience", "resume", "overwrite",
     },
     "evaluate": MODEL_FLAGS | PASSAGE_FLAGS | {
-        "dataset", "data_format", "split", "metrics", "batch_tokens", "output",
+        "dataset", "instructions", "data_format", "split", "metrics", "batch_tokens", "output",
     },
     "rank": MODEL_FLAGS | PASSAGE_FLAGS | {
         "query", "documents", "input", "output", "top_k", "probability", "batch_tokens",
     },
-    "check": MODEL_FLAGS | {"dataset", "val_dataset", "data_format"},
+    "check": MODEL_FLAGS | {
+        "dataset", "instructions", "val_dataset", "val_instructions", "data_format",
+    },
 }
 # fmt: on
 

@@ -60,7 +60,6 @@ WITHOUT_EFFECT: dict[str, str] = {
     "label_names": "labels travel with the rows",
     "truncation_strategy": "only the document is cut, then the query",
     "model_type": "the architecture is read from the checkpoint",
-    "template": "the template belongs to the checkpoint",
     "padding_side": "nothing is padded",
     "remove_unused_columns": "rows are read by their format",
     "use_chat_template": "the template belongs to the checkpoint",
@@ -102,11 +101,21 @@ class ModelArguments:
     max_length: int | None = _option(
         None, "most tokens of a pair; default: the model's limit, at most 1024"
     )
+    template: str | None = _option(
+        None,
+        "prompt: pair, qwen3, chat, mxbai-v2, bge-gemma, or a YAML or JSON file of prefix, suffix, "
+        "instruction, positive_token, negative_token; default: the model's own",
+    )
     template_prefix: str | None = _option(
         None, "text before the document, with {query} and optionally {instruction}"
     )
     template_suffix: str | None = _option(None, "text behind the document")
-    instruction: str | None = _option(None, "task description for models that read one")
+    instruction: str | None = _option(
+        None,
+        "task description, for models whose template has {instruction}; a row's or dataset's own "
+        "wins; default: the model's rankwright.json, else the template's, which is 'Given a web "
+        "search query, retrieve relevant passages that answer the query'",
+    )
     positive_token: str | None = _option(
         None, "token that stands for relevant [GENERATIVE_RERANKER_POSITIVE_TOKEN, yes]"
     )
@@ -147,7 +156,15 @@ class DataArguments:
     dataset: list[str] = _option(  # noqa: RUF009
         [], "files, folders or hub ids; a.jsonl#5000 takes 5000 rows of it"
     )
+    instructions: list[str] = _option(  # noqa: RUF009
+        [],
+        "task description of each dataset's rows, one text for each in their order, '' for none; a "
+        "row's own wins",
+    )
     val_dataset: list[str] = _option([], "rows to validate on")  # noqa: RUF009
+    val_instructions: list[str] = _option(  # noqa: RUF009
+        [], "the same for each --val_dataset"
+    )
     split_dataset_ratio: float = _option(
         0.0, "share of the rows to validate on, split off by query"
     )
@@ -457,6 +474,12 @@ def from_environment(environ: Mapping[str, str], loss: str) -> dict[str, Any]:
     return values
 
 
+def without_tokens(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment's values without its tokens, where a template is given that has its own."""
+    names = ("positive_token", "negative_token") if given.get("template") else ()
+    return {name: value for name, value in values.items() if name not in names}
+
+
 def cache_folder(data: DataArguments, environ: Mapping[str, str] | None = None) -> Path | None:
     """The folder of what is kept between runs; None where there is no home for it.
 
@@ -488,6 +511,7 @@ def load_options(model: ModelArguments) -> dict[str, Any]:
                 "use_hf",
                 "revision",
                 "max_length",
+                "template",
                 "template_prefix",
                 "template_suffix",
                 "instruction",
@@ -589,8 +613,9 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
             raise unknown_argument(name, [*own, *training_names, *ALIASES])
     _check_types(given)
     loss = find_loss(given.get("loss_type", LossArguments.loss_type))
+    environment = from_environment(os.environ if environ is None else environ, loss)
     values = {
-        **from_environment(os.environ if environ is None else environ, loss),
+        **without_tokens(environment, given),
         **given,
         "loss_type": loss,
     }
@@ -636,6 +661,17 @@ def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
         # one path, from Python; it may hold spaces
         names = [value] if isinstance(value, (str, os.PathLike)) else value
         setattr(data, name, [os.fspath(entry) for entry in names])
+    for name in ("instructions", "val_instructions"):
+        value = getattr(data, name)
+        texts = [value] if isinstance(value, str) else list(value)
+        if not all(isinstance(text, str) for text in texts):
+            raise ConfigError(f"{name}={value!r} holds something else than texts; give texts")
+        setattr(data, name, texts)
+    if data.val_instructions and not data.val_dataset:
+        raise ConfigError(
+            "--val_instructions needs --val_dataset; rows that are split off keep the instruction "
+            "of --instructions"
+        )
     for part, name in ((arguments.tuner, "target_modules"), (arguments.run, "metrics")):
         value = getattr(part, name)
         words = value if isinstance(value, str) else " ".join(value)

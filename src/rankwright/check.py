@@ -54,6 +54,8 @@ SAMPLE_ROWS = 2000
 SAMPLE_PAIRS = 20_000
 # queries in a batch: the default of --per_device_train_batch_size
 BATCH_QUERIES = 8
+# instructions that are listed one by one
+INSTRUCTIONS = 10
 # characters of the shown row; the middle of a longer one is left out
 SHOWN = 3000
 
@@ -63,6 +65,8 @@ def check_rows(
     val_dataset: list[str],
     data_format: str | None,
     model: ModelArguments,
+    instructions: Sequence[str] = (),
+    val_instructions: Sequence[str] = (),
 ) -> None:
     """Print what rows hold, what is wrong with them, and one of them as the model will see it.
 
@@ -71,6 +75,8 @@ def check_rows(
         val_dataset: validation rows, compared with the others.
         data_format: name of the layout; None detects it.
         model: the model whose tokens are counted; without a name, lengths are in characters only.
+        instructions: one for each dataset, or none.
+        val_instructions: one for each validation dataset, or none.
 
     Raises:
         ConfigError: an unknown layout or model, or an option that does not fit it.
@@ -78,14 +84,18 @@ def check_rows(
         CheckpointError: the model's folder holds none.
     """
     loaded = _outline(model) if model.model else None
-    train = _load(dataset, data_format, "train", model.use_hf)
-    val = _load(val_dataset, data_format, "eval", model.use_hf) if val_dataset else None
+    train = _load(dataset, instructions, data_format, "train", model.use_hf)
+    val = None
+    if val_dataset:
+        val = _load(val_dataset, val_instructions, data_format, "eval", model.use_hf)
     parts = {"training": train} | ({"validation": val} if val is not None else {})
     out = _console()
     for name, data in parts.items():
         _print_sources(out, name, data)
     statistics = {name: dataset_statistics(data.examples) for name, data in parts.items()}
     _print_statistics(out, parts, statistics)
+    for name in parts:
+        _print_instructions(out, name, statistics[name], loaded)
     shared = leaks(train.examples, val.examples) if val is not None else None
     _print_leaks(out, shared)
     advice = [
@@ -95,10 +105,20 @@ def check_rows(
     if loaded is None:
         out.print("Lengths in tokens and the row as a model sees it need --model.\n")
     else:
-        tokens = {name: _sampled_tokens(data.examples, loaded) for name, data in parts.items()}
+        too_long: set[str] = set()
+        for name in parts:
+            lines, texts = instruction_warnings(statistics[name], loaded, name)
+            advice += lines
+            too_long |= texts
+        usable = {
+            name: [e for e in data.examples if e.instruction not in too_long]
+            for name, data in parts.items()
+        }
+        tokens = {name: _sampled_tokens(examples, loaded) for name, examples in usable.items()}
         _print_tokens(out, tokens, loaded)
         advice += token_warnings(tokens["training"], loaded)
-        _print_row(out, train.examples, loaded)
+        if usable["training"]:
+            _print_row(out, usable["training"], loaded)
     if advice:
         out.rule(f"{len(advice)} warning{'s' if len(advice) > 1 else ''}", align="left")
     for line in advice:
@@ -175,7 +195,13 @@ def _outline(model: ModelArguments) -> Loaded:
     return outline(describe(model.model, options, weights=False), options)
 
 
-def _load(dataset: list[str], data_format: str | None, purpose: Any, use_hf: bool) -> LoadedData:
+def _load(
+    dataset: list[str],
+    instructions: Sequence[str],
+    data_format: str | None,
+    purpose: Any,
+    use_hf: bool,
+) -> LoadedData:
     with tracked("reading", None) as advance, _unlogged(readers.logger):
         read = 0
 
@@ -185,7 +211,12 @@ def _load(dataset: list[str], data_format: str | None, purpose: Any, use_hf: boo
             read = rows
 
         return load_examples(
-            dataset, data_format=data_format, use_hf=use_hf, purpose=purpose, progress=progress
+            dataset,
+            instructions=instructions,
+            data_format=data_format,
+            use_hf=use_hf,
+            purpose=purpose,
+            progress=progress,
         )
 
 
@@ -243,10 +274,61 @@ def _print_statistics(
     line("labels", lambda n: ", ".join(f"{y:g}: {c:,}" for y, c in statistics[n].labels[:4]))
     line("rows with first-stage scores", lambda n: f"{statistics[n].first_stage:,}")
     line("rows with teacher scores", lambda n: f"{statistics[n].teacher:,}")
-    line("different instructions", lambda n: f"{statistics[n].instructions:,}")
+    line("different instructions", lambda n: f"{len(statistics[n].instructions):,}")
     line("query, characters", lambda n: _spread(statistics[n].query_characters))
     line("document, characters", lambda n: _spread(statistics[n].document_characters))
     out.print(table)
+
+
+def _print_instructions(
+    out: Console, name: str, statistics: DatasetStatistics, loaded: Loaded | None
+) -> None:
+    """Which instructions the rows have, and how often."""
+    if not statistics.instructions:
+        return
+    table = _table(f"Instructions: {name}", ["", "rows"], right=("rows",))
+    for text, rows in statistics.instructions[:INSTRUCTIONS]:
+        table.add_row(_plain(_short(text, 100)), f"{rows:,}")
+    rest = statistics.instructions[INSTRUCTIONS:]
+    if rest:
+        table.add_row(f"{len(rest):,} others", f"{sum(rows for _, rows in rest):,}")
+    without = statistics.rows - sum(rows for _, rows in statistics.instructions)
+    if without:
+        run = "" if loaded is None else f", so {_short(loaded.spec.instruction, 100)}"
+        table.add_row(_plain(f"none of their own{run}"), f"{without:,}")
+    out.print(table)
+
+
+def instruction_warnings(
+    statistics: DatasetStatistics, loaded: Loaded, part: str
+) -> tuple[list[str], set[str]]:
+    """What is wrong with one part's instructions under a model's template.
+
+    Args:
+        statistics: their counts.
+        loaded: the model.
+        part: what to call the rows.
+
+    Returns:
+        Lines with what to do, and the instructions that leave no room for a pair.
+    """
+    rows_of = dict(statistics.instructions)
+    if rows_of and not loaded.spec.template.reads_instruction:
+        line = (
+            f"{part}: {sum(rows_of.values()):,} x row with an instruction, which the model's "
+            "template has no place for, so it has no effect: give a template with {instruction} "
+            "(--template), or write it into the query"
+        )
+        return [line], set()
+    encoder = loaded.encoder()
+    too_long = encoder.too_long(rows_of)
+    lines = [
+        f"{part}: {rows_of[text]:,} x row with the instruction {_short(text)}, which brings the "
+        f"template to {tokens:,} tokens and leaves no room within max_length "
+        f"{encoder.max_length}; training stops there: shorten it, or raise --max_length"
+        for text, tokens in too_long.items()
+    ]
+    return lines, set(too_long)
 
 
 def repeated_rows(examples: Sequence[Example]) -> int:

@@ -110,6 +110,7 @@ class Reranker:
                 f"{loaded.spec.max_length} leaves; lower it"
             )
         self.passages = passages
+        self._warned_of_instructions = False
 
     @classmethod
     def load(
@@ -233,14 +234,32 @@ class Reranker:
     ) -> Iterator[ScoredList]:
         """``score_examples`` as a stream, in constant memory."""
         window: list[_Encoded] = []
-        pairs = 0
+        pairs = with_instruction = 0
         for example in examples:
+            with_instruction += example.instruction is not None
             window.append(self._encode(example))
             pairs += len(window[-1].owners)
             if pairs >= WINDOW:
                 yield from self._score_window(window, progress)
                 window, pairs = [], 0
         yield from self._score_window(window, progress)
+        self._warn_of_instructions(with_instruction)
+
+    def _warn_of_instructions(self, queries: int) -> None:
+        """Say once how many instructions changed nothing."""
+        if not queries or self._warned_of_instructions or self._reads_instruction:
+            return
+        self._warned_of_instructions = True
+        logger.warning(
+            "%d quer%s an instruction, which has no effect: the model's template has no place for "
+            "it; give one with {instruction} (--template), or write it into the query",
+            queries,
+            "y came with" if queries == 1 else "ies came with",
+        )
+
+    @property
+    def _reads_instruction(self) -> bool:
+        return self.loaded.spec.template.reads_instruction
 
     def _encode(self, example: Example) -> _Encoded:
         everything = Group(example, tuple(range(len(example.documents))))

@@ -8,11 +8,14 @@ the right one.
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from rankwright.errors import ConfigError
 from rankwright.types import PairTokens as PairTokens
@@ -38,17 +41,28 @@ class Template:
     """A prompt around a query and a document.
 
     Attributes:
-        kind: ``classification`` or ``generative``.
+        kind: ``classification`` or ``generative``; what the prompt was made for.
         prefix: text before the document, with ``{query}`` and optionally ``{instruction}``; None
             for the tokenizer's own pair form (``[CLS] q [SEP] d [SEP]``).
         suffix: text after the document.
         instruction: the default task description.
+        positive_token: what stands for relevant in its answer; None says nothing of it.
+        negative_token: what stands for irrelevant.
     """
 
     kind: str
     prefix: str | None = None
     suffix: str = ""
     instruction: str = DEFAULT_INSTRUCTION
+    positive_token: str | None = None
+    negative_token: str | None = None
+
+    @property
+    def reads_instruction(self) -> bool:
+        """Whether an instruction changes the prompt."""
+        return self.prefix is not None and any(
+            name == "instruction" for _, name, _, _ in string.Formatter().parse(self.prefix)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``rankwright.json`` keeps."""
@@ -136,7 +150,181 @@ class PassageTokens:
 
 
 PAIR = Template(kind="classification")
-QWEN3 = Template(kind="generative", prefix=QWEN3_PREFIX, suffix=QWEN3_SUFFIX)
+QWEN3 = Template("generative", QWEN3_PREFIX, QWEN3_SUFFIX, DEFAULT_INSTRUCTION, "yes", "no")
+
+# mixedbread-ai/mxbai-rerank: mxbai_rerank_v2.py, without its optional instruction
+MXBAI = Template(
+    "generative",
+    "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+    "<|im_end|>\n<|im_start|>user\nquery: {query}\ndocument: ",
+    "\nYou are a search relevance expert who evaluates how well documents match search queries. "
+    "For each query-document pair, carefully analyze the semantic relationship between them, then "
+    "provide your binary relevance judgment (0 for not relevant, 1 for relevant).\nRelevance:"
+    "<|im_end|>\n<|im_start|>assistant\n",
+    DEFAULT_INSTRUCTION,
+    "1",
+    "0",
+)
+# the model card of BAAI/bge-reranker-v2-gemma, which scores with logit(Yes) alone
+BGE_GEMMA_SUFFIX = (
+    "\nGiven a query A and a passage B, determine whether the passage contains an answer to the "
+    "query by providing a prediction of either 'Yes' or 'No'."
+)
+
+
+def _bge_gemma(tokenizer: Any) -> Template:
+    start = _doubled(str(tokenizer.bos_token or ""))
+    prefix = start + "A: {query}\nB: "
+    return Template("generative", prefix, BGE_GEMMA_SUFFIX, DEFAULT_INSTRUCTION, "Yes", "No")
+
+
+# stand-ins for the texts while a chat template is rendered; no template changes or repeats them
+_INSTRUCTION, _QUERY, _DOCUMENT = "RANKWRIGHTINSTRUCTION", "RANKWRIGHTQUERY", "RANKWRIGHTDOCUMENT"
+
+
+def _chat(tokenizer: Any) -> Template:
+    """Qwen3-Reranker's words in the model's own chat format."""
+    import jinja2
+
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(
+            "--template chat needs a tokenizer with a chat template, and this one has none; give "
+            "a template file"
+        )
+    opening, _, user = QWEN3_PREFIX.partition("<|im_end|>\n<|im_start|>user\n")
+    system = opening.removeprefix("<|im_start|>system\n")
+    user = user.format(instruction=_INSTRUCTION, query=_QUERY) + _DOCUMENT
+
+    def render(messages: list[dict[str, str]]) -> str:
+        return str(
+            tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=True,
+                # of models that think first: the answer comes at once
+                enable_thinking=False,
+            )
+        )
+
+    def places(text: str) -> bool:
+        return all(text.count(word) == 1 for word in (system, _INSTRUCTION, _QUERY, _DOCUMENT))
+
+    text = ""
+    with contextlib.suppress(jinja2.TemplateError):
+        text = render([{"role": "system", "content": system}, {"role": "user", "content": user}])
+    if not places(text):
+        # no system message, as Gemma
+        try:
+            text = render([{"role": "user", "content": f"{system}\n\n{user}"}])
+        except jinja2.TemplateError as error:
+            raise ConfigError(
+                f"--template chat: the tokenizer's chat template refuses a question ({error}); "
+                "give a template file"
+            ) from error
+    if not places(text):
+        raise ConfigError(
+            "--template chat: the tokenizer's chat template does not keep its messages as they "
+            "are; give a template file"
+        )
+    before, _, suffix = text.partition(_DOCUMENT)
+    prefix = _doubled(before).replace(_INSTRUCTION, "{instruction}").replace(_QUERY, "{query}")
+    return Template("generative", prefix, suffix, DEFAULT_INSTRUCTION, "yes", "no")
+
+
+def _doubled(text: str) -> str:
+    """Text whose braces are no fields."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+class TemplateEntry(NamedTuple):
+    """One row of :data:`TEMPLATES`.
+
+    Attributes:
+        make: from a tokenizer to the template.
+        description: one line for help texts.
+    """
+
+    make: Callable[[Any], Template]
+    description: str
+
+
+TEMPLATES: dict[str, TemplateEntry] = {
+    "pair": TemplateEntry(lambda _: PAIR, "the tokenizer's own pair of texts, as encoders have it"),
+    "qwen3": TemplateEntry(lambda _: QWEN3, "Qwen3-Reranker; yes and no"),
+    "chat": TemplateEntry(_chat, "Qwen3-Reranker's words in the model's own chat format"),
+    "mxbai-v2": TemplateEntry(lambda _: MXBAI, "mxbai-rerank-base-v2 and -large-v2; 1 and 0"),
+    "bge-gemma": TemplateEntry(
+        _bge_gemma, "bge-reranker-v2-gemma; Yes and No (its card scores with Yes alone)"
+    ),
+}
+_FIELDS = ("prefix", "suffix", "instruction", "positive_token", "negative_token")
+
+
+def find_template(name: str, tokenizer: Any) -> tuple[Template, bool]:
+    """The template of a name or of a file.
+
+    Args:
+        name: a key of :data:`TEMPLATES`, or a YAML or JSON file with ``prefix`` and, where wanted,
+            ``suffix``, ``instruction``, ``positive_token`` and ``negative_token``.
+        tokenizer: the model's.
+
+    Returns:
+        The template, and whether it is a file that says an instruction.
+
+    Raises:
+        ConfigError: neither a name nor a file, or the file is no template.
+    """
+    if name in TEMPLATES:
+        return TEMPLATES[name].make(tokenizer), False
+    path = Path(name).expanduser()
+    if not path.is_file():
+        near = difflib.get_close_matches(name, TEMPLATES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ";"
+        raise ConfigError(
+            f"--template {name!r} is neither a file nor a name{hint} "
+            f"Give a YAML or JSON file, or one of {', '.join(TEMPLATES)}"
+        )
+    values = _template_values(path)
+    template = Template("generative", **values)
+    try:
+        check_template(template)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {str(error).replace('--template_', '')}") from error
+    return template, "instruction" in values
+
+
+def _template_values(path: Path) -> dict[str, str]:
+    import yaml
+
+    try:
+        # JSON is YAML
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--template {path} cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        place = getattr(error, "problem_mark", None)
+        line = f":{place.line + 1}" if place else ""
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ConfigError(f"{path}{line} is not YAML or JSON: {problem}; correct it") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no names; a template has {', '.join(_FIELDS)}")
+    for name, value in values.items():
+        if name not in _FIELDS:
+            near = difflib.get_close_matches(str(name), _FIELDS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ";"
+            raise ConfigError(
+                f"{path}: {name!r} is not part of a template{hint} it has {', '.join(_FIELDS)}"
+            )
+        if not isinstance(value, str):
+            raise ConfigError(
+                f"{path}: {name} is {value!r}, which is no text; put it in quotes (YAML reads yes "
+                "and no as true and false)"
+            )
+        if name != "suffix" and not value:
+            raise ConfigError(f"{path}: {name} is empty; give its text, or leave it out")
+    if "prefix" not in values:
+        raise ConfigError(f"{path}: prefix is missing; give the text before the document")
+    return values
 
 
 def check_template(template: Template) -> None:
@@ -194,7 +382,7 @@ class PairEncoder:
             self._init_pair_form()
         else:
             self._init_prompt_form(template.prefix)
-        fixed = len(self._prefix_ids("", template.instruction)) + len(self.suffix)
+        fixed = self.frame(template.instruction)
         self.room = max_length - fixed
         if self.room < MIN_ROOM:
             raise ConfigError(
@@ -220,6 +408,24 @@ class PairEncoder:
                     "end --template_prefix with a space, a line break or a special token, and "
                     "start --template_suffix with a space or a special token"
                 )
+
+    def frame(self, instruction: str) -> int:
+        """Tokens of a pair that are neither query nor document."""
+        return len(self._prefix_ids("", instruction)) + len(self.suffix)
+
+    def too_long(self, instructions: Iterable[str]) -> dict[str, int]:
+        """The instructions that leave less than ``MIN_ROOM`` tokens for query and document.
+
+        Returns:
+            For each of them the tokens that it brings the template to.
+        """
+        if not self.template.reads_instruction:
+            return {}
+        # no text has more tokens than bytes, and most are far from the limit
+        spare = self.max_length - MIN_ROOM - self.frame("")
+        doubtful = [text for text in instructions if len(text.encode()) + 8 > spare]
+        frames = {text: self.frame(text) for text in doubtful}
+        return {text: n for text, n in frames.items() if n > self.max_length - MIN_ROOM}
 
     def _fill(self, query: str, instruction: str) -> str:
         return self._prompt.format(query=query, instruction=instruction)
@@ -336,7 +542,7 @@ class PairEncoder:
         room = self.max_length - len(prefix) - len(self.suffix)
         if room >= longest:
             return prefix, room, False
-        frame = len(self._prefix_ids("", instruction)) + len(self.suffix)
+        frame = self.frame(instruction)
         half = (self.max_length - frame) // 2
         if half < MIN_ROOM // 2:
             raise ConfigError(

@@ -38,8 +38,8 @@ from rankwright.arguments import TrainArguments, cache_folder, load_options, res
 from rankwright.data.batches import BatchPlan, GroupDataset, Sampling
 from rankwright.data.collate import Collator
 from rankwright.data.groups import split_examples, unusable
-from rankwright.data.outline import outline, select
-from rankwright.data.readers import LoadedData, Purpose
+from rankwright.data.outline import instructions, outline, select
+from rankwright.data.readers import LoadedData, Purpose, dataset_instructions
 from rankwright.data.store import load_store
 from rankwright.data.tokens import allow_forks, quiet_tokenizers, token_store
 from rankwright.errors import CheckpointError, ConfigError, DataError
@@ -52,6 +52,7 @@ from rankwright.models.lora import add_adapters
 from rankwright.progress import bar, console, tracked
 from rankwright.ranking import Reranker, collator
 from rankwright.records import FOLDER, NAMES, Lengths, length_summary, write_records
+from rankwright.templates import PairEncoder
 from rankwright.types import Example, Group, PackedBatch, ScoredList
 
 logger = logging.getLogger(__name__)
@@ -532,6 +533,10 @@ def train(
     arguments = arguments or resolve(given)
     output = Path(arguments.training["output_dir"])
     resume_from = _prepare_output(output, arguments)
+    if any((arguments.model.template, arguments.model.template_prefix)):
+        # before an hour of reading rows
+        options = LoadOptions(**load_options(arguments.model))
+        checkpoint.describe(arguments.model.model, options, weights=False)
     transformers.set_seed(arguments.training["seed"])
     train_examples, val_examples, dropped = _load_rows(arguments)
     return train_on(
@@ -586,6 +591,7 @@ def train_on(
         slice_tokens=CPU_SLICE_TOKENS if args.device.type == "cpu" else None,
         chunk_tokens=arguments.data.chunk_tokens or arguments.data.batch_tokens,
     )
+    _check_instructions(train_examples, val_examples, collate.encoder)
     plan = _plan(arguments, args, train_examples, collate)
     watcher = _Watcher()
     hooks: list[TrainerCallback] = [watcher, *callbacks]
@@ -761,8 +767,12 @@ def _load_rows(
     arguments: TrainArguments,
 ) -> tuple[Sequence[Example], Sequence[Example], dict[str, int]]:
     data, seed = arguments.data, arguments.training["seed"]
+    # before an hour of reading
+    dataset_instructions(data.dataset, data.instructions)
+    if data.val_dataset:
+        dataset_instructions(data.val_dataset, data.val_instructions)
 
-    def load(dataset: list[str], purpose: Purpose) -> LoadedData:
+    def load(dataset: list[str], instructions: list[str], purpose: Purpose) -> LoadedData:
         with tracked("reading rows", None) as advance:
             read: Counter[str] = Counter()
 
@@ -773,6 +783,7 @@ def _load_rows(
             return load_store(
                 dataset,
                 cache_folder(data),
+                instructions=instructions,
                 data_format=data.data_format,
                 seed=seed,
                 use_hf=arguments.model.use_hf,
@@ -781,10 +792,11 @@ def _load_rows(
                 rebuild=not data.load_from_cache_file,
             )
 
-    loaded = load(data.dataset, "train")
+    loaded = load(data.dataset, data.instructions, "train")
     dropped = Counter(loaded.report.dropped)
     if data.val_dataset:
-        return loaded.examples, load(data.val_dataset, "eval").examples, dropped
+        val = load(data.val_dataset, data.val_instructions, "eval").examples
+        return loaded.examples, val, dropped
     examples, val = split_examples(loaded.examples, data.split_dataset_ratio, seed)
     return examples, val, dropped
 
@@ -816,6 +828,28 @@ def _usable(examples: Sequence[Example], loss: Loss) -> tuple[Sequence[Example],
     if reasons:
         console.print(f"left out of training: {parts}")
     return kept, reasons
+
+
+def _check_instructions(
+    train_examples: Sequence[Example], val_examples: Sequence[Example], encoder: PairEncoder
+) -> None:
+    """Refuse instructions that leave no room, and count those that change nothing."""
+    for examples in (val_examples, train_examples):
+        found = instructions(examples)
+        for text, tokens in encoder.too_long(found).items():
+            rows, first = found[text]
+            raise ConfigError(
+                f"{examples[first].source or examples[first].query_id}: its instruction (that of "
+                f"{rows:,} rows) brings the template to {tokens} tokens, which leaves no room "
+                f"within --max_length {encoder.max_length}; shorten it or raise --max_length"
+            )
+    if found and not encoder.template.reads_instruction:
+        # those of the validation rows are counted where they are scored
+        rows = sum(count for count, _ in found.values())
+        console.print(
+            f"{rows:,} rows have an instruction, which has no effect: the template has no place "
+            "for it; give one with {instruction}, or write it into the queries"
+        )
 
 
 def _load_model(arguments: TrainArguments) -> Loaded:

@@ -38,7 +38,7 @@ def test_counts() -> None:
         labels=((0.0, 4), (1.0, 2), (2.0, 1), (0.5, 1)),
         first_stage=1,
         teacher=1,
-        instructions=1,
+        instructions=(("find", 1),),
         query_characters=Spread(1, 1, 2, 5),
         document_characters=Spread(1, 1, 4, 11),
     )

@@ -16,8 +16,15 @@ class CheckArguments:
     dataset: list[str] = dataclasses.field(
         default_factory=list, metadata={"help": "files, folders or hub ids of rows"}
     )
+    instructions: list[str] = dataclasses.field(
+        default_factory=list,
+        metadata={"help": "task description of each dataset's rows, '' for none"},
+    )
     val_dataset: list[str] = dataclasses.field(
         default_factory=list, metadata={"help": "validation rows, to look for leaks"}
+    )
+    val_instructions: list[str] = dataclasses.field(
+        default_factory=list, metadata={"help": "the same for each --val_dataset"}
     )
     data_format: str | None = dataclasses.field(
         default=None, metadata={"help": "name of the row layout; default: by columns"}
@@ -50,5 +57,12 @@ def run(words: list[str]) -> int:
     if model.model:
         check_model(model)
     if options.dataset:
-        check_rows(options.dataset, options.val_dataset, options.data_format, model)
+        check_rows(
+            options.dataset,
+            options.val_dataset,
+            options.data_format,
+            model,
+            options.instructions,
+            options.val_instructions,
+        )
     return 0

@@ -25,6 +25,10 @@ class EvaluateArguments:
     dataset: list[str] = dataclasses.field(
         default_factory=list, metadata={"help": "files, folders or hub ids of rows"}
     )
+    instructions: list[str] = dataclasses.field(
+        default_factory=list,
+        metadata={"help": "task description of each dataset's rows, '' for none; a row's own wins"},
+    )
     data_format: str | None = dataclasses.field(
         default=None, metadata={"help": "name of the row layout; default: by columns"}
     )
@@ -33,7 +37,9 @@ class EvaluateArguments:
     )
     metrics: list[str] = dataclasses.field(
         default_factory=lambda: ["ndcg@10", "mrr@10", "map"],
-        metadata={"help": "mrr, ndcg, map, precision, recall, hit, each with @k"},
+        metadata={
+            "help": "mrr, ndcg, map, precision, recall, hit, each with @k; or RR, nDCG, AP, P, R, S"
+        },
     )
     batch_tokens: int | None = dataclasses.field(
         default=None,
@@ -69,6 +75,7 @@ def run(words: list[str]) -> int:
         make_folder(options.output)
     data = load_examples(
         options.dataset,
+        instructions=options.instructions,
         data_format=options.data_format,
         split=options.split,
         use_hf=model_arguments(given).use_hf,

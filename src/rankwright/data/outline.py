@@ -92,6 +92,10 @@ class Rows(Sequence[Example]):
         """``fold`` of each query."""
 
     @abstractmethod
+    def instructions(self) -> dict[str, tuple[int, int]]:
+        """Each instruction of theirs: how many have it, and the first of them."""
+
+    @abstractmethod
     def select(self, indices: NDArray[np.int64]) -> Rows:
         """These rows, in this order, without a copy."""
 
@@ -107,6 +111,22 @@ def outline(examples: Sequence[Example]) -> Outline:
         Ragged.of([negatives for _, negatives in sides]),
         np.array([highest(example) for example in examples], np.float64),
     )
+
+
+def instructions(examples: Sequence[Example]) -> dict[str, tuple[int, int]]:
+    """Count the rows' own instructions.
+
+    Returns:
+        For each the number of rows that have it, and the index of the first.
+    """
+    if isinstance(examples, Rows):
+        return examples.instructions()
+    found: dict[str, tuple[int, int]] = {}
+    for index, example in enumerate(examples):
+        if example.instruction:
+            count, first = found.get(example.instruction, (0, index))
+            found[example.instruction] = (count + 1, first)
+    return found
 
 
 def folds(examples: Sequence[Example]) -> list[bytes]:

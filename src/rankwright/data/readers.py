@@ -1494,7 +1494,7 @@ def dataset_instructions(
             f"({listed}); give one text for each, in their order, and '' where it has none"
         )
     texts = texts or [""] * len(names)
-    return [(name, text.strip() and text or None) for name, text in zip(names, texts, strict=True)]
+    return [(name, text if text.strip() else None) for name, text in zip(names, texts, strict=True)]
 
 
 def load_examples(

@@ -48,7 +48,8 @@ class DatasetStatistics:
         labels: the different labels, with their counts, the most frequent ten.
         first_stage: examples with scores of a first stage.
         teacher: examples with scores of a teacher.
-        instructions: the number of different instructions; none counts as none.
+        instructions: the different instructions, with the rows that have them, the most frequent
+            first; rows without one are left out.
         query_characters: lengths of the queries.
         document_characters: lengths of the documents.
     """
@@ -67,7 +68,7 @@ class DatasetStatistics:
     labels: tuple[tuple[float, int], ...]
     first_stage: int
     teacher: int
-    instructions: int
+    instructions: tuple[tuple[str, int], ...]
     query_characters: Spread
     document_characters: Spread
 
@@ -116,7 +117,7 @@ def dataset_statistics(examples: Sequence[Example]) -> DatasetStatistics:
         labels=tuple(labels.most_common(10)),
         first_stage=sum(example.first_stage_scores is not None for example in examples),
         teacher=sum(example.teacher_scores is not None for example in examples),
-        instructions=len({example.instruction for example in examples} - {None}),
+        instructions=tuple(Counter(e.instruction for e in examples if e.instruction).most_common()),
         query_characters=Spread.of([len(example.query) for example in examples]),
         document_characters=Spread.of(
             [len(document) for example in examples for document in example.documents]

@@ -154,6 +154,16 @@ class ExampleStore(Rows):
         found: list[bytes] = self._column("fold").to_pylist()
         return found
 
+    def instructions(self) -> dict[str, tuple[int, int]]:
+        """Each instruction of theirs: how many have it, and the first of them."""
+        import pyarrow.compute as pc
+
+        column = self._column("instruction")
+        found = column.value_counts().to_pylist()
+        counts = {entry["values"]: entry["counts"] for entry in found}
+        counts.pop(None, None)
+        return {text: (n, pc.index(column, text).as_py()) for text, n in counts.items()}
+
     def _column(self, name: str) -> Any:
         column = self._table.data.column(name)
         rows = self.rows
@@ -233,7 +243,7 @@ def load_store(
         DataError: see there.
     """
     options: dict[str, Any] = {
-        "instructions": [text for _, text in dataset_instructions(dataset, instructions)],
+        "instructions": [text or "" for _, text in dataset_instructions(dataset, instructions)],
         "data_format": data_format,
         "split": split,
         "use_hf": use_hf,

@@ -26,7 +26,7 @@ from rankwright.errors import CheckpointError, ConfigError
 from rankwright.hub import resolve_model
 from rankwright.models.families import FAMILIES
 from rankwright.models.reranker import RerankerModel, score_token
-from rankwright.templates import PAIR, QWEN3, PairEncoder, Template
+from rankwright.templates import PAIR, QWEN3, PairEncoder, Template, check_template, find_template
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +128,7 @@ class LoadOptions:
         revision: branch, tag or commit on the hub.
         dtype: one of ``DTYPES`` or ``auto`` (the checkpoint's).
         max_length: most tokens of a pair.
+        template: a name of ``templates.TEMPLATES``, or a YAML or JSON file.
         template_prefix: text before the document.
         template_suffix: text behind the document.
         instruction: default task description.
@@ -145,6 +146,7 @@ class LoadOptions:
     revision: str | None = None
     dtype: str = "float32"
     max_length: int | None = None
+    template: str | None = None
     template_prefix: str | None = None
     template_suffix: str | None = None
     instruction: str | None = None
@@ -251,6 +253,7 @@ def describe(
     with _one_line(base, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=options.trust_remote_code)
     spec = _spec(spec, options, kind, config, tokenizer)
+    _check_prompt(tokenizer, spec)
     return Description(config, tokenizer, spec, folder, base, adapter)
 
 
@@ -336,12 +339,15 @@ def _spec(
 ) -> ModelSpec:
     """Combine the checkpoint's spec, the defaults of its kind and the user's options."""
     limit = model_limit(config)
+    named, says_instruction = None, False
+    if options.template is not None:
+        named, says_instruction = find_template(str(options.template), tokenizer)
     if spec is None:
         family = FAMILIES.get(config.model_type)
         # a decoder's tokenizer puts nothing between two texts, so even with a score head it needs a
         # prompt
         prompted = kind == "generative" or (family is not None and family.causal)
-        template = QWEN3 if prompted else PAIR
+        template = named or (QWEN3 if prompted else PAIR)
         spec = ModelSpec(
             kind,
             template.prefix,
@@ -349,11 +355,33 @@ def _spec(
             template.instruction,
             max_length=min(DEFAULT_MAX_LENGTH, limit, int(tokenizer.model_max_length)),
         )
-    for name in ("template_prefix", "template_suffix", "instruction", "positive_token"):
+    trained = (spec.template_prefix, spec.template_suffix) if spec.training else None
+    if named is not None:
+        spec.template_prefix, spec.template_suffix = named.prefix, named.suffix
+        if says_instruction:
+            spec.instruction = named.instruction
+        spec.positive_token = named.positive_token or spec.positive_token
+        spec.negative_token = named.negative_token or spec.negative_token
+    for name in (
+        "template_prefix",
+        "template_suffix",
+        "instruction",
+        "positive_token",
+        "negative_token",
+    ):
         if getattr(options, name) is not None:
             setattr(spec, name, getattr(options, name))
-    if options.negative_token is not None:
-        spec.negative_token = options.negative_token
+    if trained not in (None, (spec.template_prefix, spec.template_suffix)):
+        logger.warning(
+            "the model was trained with another template; its scores mean something else under "
+            "this one until it is trained again"
+        )
+    check_template(spec.template)
+    if options.instruction is not None and not spec.template.reads_instruction:
+        logger.warning(
+            "--instruction has no effect: the model's template has no place for it; give one with "
+            "{instruction} (--template), or write it into the queries"
+        )
     if options.max_length is not None:
         if options.max_length > limit:
             raise ConfigError(
@@ -362,6 +390,19 @@ def _spec(
             )
         spec.max_length = options.max_length
     return spec
+
+
+def _check_prompt(tokenizer: Any, spec: ModelSpec) -> None:
+    """Find whatever is wrong with a prompt before any weights are read."""
+    PairEncoder(tokenizer, spec.template, spec.max_length)
+    if spec.kind == "generative":
+        positive = score_token(tokenizer, spec.positive_token, "--positive_token")
+        negative = score_token(tokenizer, spec.negative_token, "--negative_token")
+        if positive == negative:
+            raise ConfigError(
+                f"--positive_token {spec.positive_token!r} and --negative_token "
+                f"{spec.negative_token!r} are one; the scores need two different tokens"
+            )
 
 
 def model_limit(config: Any) -> int:

@@ -76,8 +76,9 @@ from rankwright.losses import LOSSES
 from rankwright.models import checkpoint
 from rankwright.models.checkpoint import LoadOptions
 from rankwright.ranking import Reranker
+from rankwright.run_folder import STATE_FILE
 from rankwright.stdlib_rows import packaged_minilm
-from rankwright.trainer import STATE_FILE, train_on
+from rankwright.trainer import train_on
 from rankwright.types import Example, Group, ScoredList
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch.testing import assert_close
 
+from rankwright import run_folder
 from rankwright import trainer as trainer_module
 from rankwright.arguments import resolve
 from rankwright.data import readers, tokens
@@ -281,7 +282,7 @@ def test_resume_is_bit_equal(tmp_path: Path, tuner: str, monkeypatch: pytest.Mon
         train_on(resumable(tmp_path, "cut", tuner_type=tuner), ROWS, ROWS[:8])
     monkeypatch.undo()
     args = resumable(tmp_path, "cut", tuner_type=tuner, resume=True)
-    found = trainer_module._prepare_output(tmp_path / "cut", args)
+    found = run_folder.prepare(tmp_path / "cut", args)
     assert found == str(tmp_path / "cut" / "checkpoint-7")
     resumed = train_on(args, ROWS, ROWS[:8], resume_from=found)
     assert resumed.steps == whole.steps == 18
@@ -346,7 +347,7 @@ def test_ctrl_c_while_evaluating_saves(tmp_path: Path, monkeypatch: pytest.Monke
         train_on(resumable(tmp_path, "cut"), ROWS, ROWS[:8])
     monkeypatch.undo()
     args = resumable(tmp_path, "cut", resume=True)
-    found = trainer_module._prepare_output(tmp_path / "cut", args)
+    found = run_folder.prepare(tmp_path / "cut", args)
     assert train_on(args, ROWS, ROWS[:8], resume_from=found).steps == 18
 
 
@@ -643,7 +644,7 @@ def test_early_stopping_counts_on_after_a_resume(
         train_on(arguments(tmp_path, **given), ROWS, ROWS[:8])
     monkeypatch.undo()
     args = arguments(tmp_path, resume=True, **given)
-    found = trainer_module._prepare_output(tmp_path / "out", args)
+    found = run_folder.prepare(tmp_path / "out", args)
     assert train_on(args, ROWS, ROWS[:8], resume_from=found).steps == 6
 
 

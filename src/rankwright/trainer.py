@@ -13,8 +13,6 @@ import dataclasses
 import json
 import logging
 import math
-import re
-import shutil
 import signal
 import threading
 import time
@@ -30,10 +28,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
+from rankwright import run_folder
 from rankwright.arguments import TrainArguments, cache_folder, load_options, resolve
 from rankwright.data.batches import BatchPlan, GroupDataset, Sampling
 from rankwright.data.collate import Collator
@@ -51,15 +51,13 @@ from rankwright.models.checkpoint import Loaded, LoadOptions
 from rankwright.models.lora import add_adapters
 from rankwright.progress import bar, console, tracked
 from rankwright.ranking import Reranker, collator
-from rankwright.records import FOLDER, NAMES, Lengths, length_summary, write_records
+from rankwright.records import Lengths, length_summary, write_records
 from rankwright.templates import PairEncoder
 from rankwright.types import Example, Group, PackedBatch, ScoredList
 
 logger = logging.getLogger(__name__)
 
 FloatArray32 = npt.NDArray[np.float32]
-STATE_FILE = "trainer_state.json"
-ADAPTER_FOLDER = "adapter"
 # a CPU computes rows of this length as fast as longer ones, in less memory
 CPU_SLICE_TOKENS = 4096
 
@@ -210,6 +208,13 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             worker_init_fn=quiet_tokenizers,
         )
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # the base class would do one step more from a checkpoint that is at the end already
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def get_total_train_batch_size(self, args: TrainingArguments) -> int:
         queries = self.plan.queries or max(1, len(self.plan.dataset) // max(1, len(self.plan)))
@@ -409,6 +414,53 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
             state_dict = {name.removeprefix("model."): value for name, value in state_dict.items()}
         checkpoint.write_files(self.loaded, folder, state_dict=state_dict)
 
+    def _get_output_dir(self, trial: Any) -> str:
+        # where the base class writes checkpoints; `_save_checkpoint` renames them once they are
+        # whole
+        return str(run_folder.staging(Path(self.args.output_dir)))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint that is whole or absent, then delete those over the limit.
+
+        Raises:
+            CheckpointError: it cannot be written; those before it are as they were.
+        """
+        output, args, state = Path(self.args.output_dir), self.args, self.state
+        name = f"{transformers.trainer_utils.PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        work = run_folder.staging(output)
+        best = state.best_model_checkpoint
+        try:
+            if args.should_save:
+                run_folder.clean(output)
+            self._wait()
+            super()._save_checkpoint(model, trial)
+            self._wait()  # every process has written its part
+            if state.best_global_step == state.global_step:
+                best = str(output / name)
+            # the base class named it by the folder it wrote in
+            state.best_model_checkpoint = best
+            if args.should_save:
+                state.save_to_json(str(work / name / run_folder.STATE_FILE))
+                run_folder.finish_checkpoint(output, name)
+                kept = {output / name, *([Path(best)] if best else [])}
+                run_folder.rotate(output, args.save_total_limit, kept)
+                run_folder.clean(output)
+            self._wait()
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if args.should_save:
+                run_folder.clean(output)
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+                raise
+            reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+            raise CheckpointError(
+                f"{output / name} cannot be written ({reason}); the checkpoints before it are "
+                "whole: make room, then go on with --resume"
+            ) from error
+
+    def _wait(self) -> None:
+        if self.args.world_size > 1:
+            self.accelerator.wait_for_everyone()
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -532,7 +584,7 @@ def train(
     """
     arguments = arguments or resolve(given)
     output = Path(arguments.training["output_dir"])
-    resume_from = _prepare_output(output, arguments)
+    resume_from = run_folder.prepare(output, arguments)
     if any((arguments.model.template, arguments.model.template_prefix)):
         # before an hour of reading rows
         options = LoadOptions(**load_options(arguments.model))
@@ -619,9 +671,9 @@ def train_on(
     except (ValueError, ImportError, RuntimeError) as error:
         # such as --report_to with a tracker that is unknown or not installed
         raise ConfigError(str(error).strip().splitlines()[0]) from error
-    if arguments.run.overwrite and _is_run(output) and args.process_index == 0:
+    if arguments.run.overwrite and run_folder.is_run(output) and args.process_index == 0:
         # only here is every argument known to be good
-        _clear(output)
+        run_folder.clear(output)
     watcher.trainer = trainer
     if before_training is not None:
         before_training(reranker)
@@ -692,75 +744,6 @@ def _final_result(trainer: _Trainer) -> EvaluationResult | None:
         for scores_P in list(trainer.scores.values()):
             trainer.scores = {step: scores_P}
     return trainer.results[step]
-
-
-def _prepare_output(output: Path, arguments: TrainArguments) -> str | None:
-    """Refuse a folder that holds another run, or find the checkpoint to resume from.
-
-    Nothing is deleted here: ``_clear`` does that once rows and model are known to be good.
-    """
-    named = arguments.training.get("resume_from_checkpoint")
-    if isinstance(named, str) and named.lower() not in ("true", "false"):
-        if not (Path(named) / STATE_FILE).is_file():
-            raise CheckpointError(
-                f"--resume_from_checkpoint {named} holds no {STATE_FILE}; name a checkpoint-N "
-                "folder"
-            )
-        return named
-    for place in (output, *output.parents):
-        if place.exists() and not place.is_dir():
-            where = "" if place == output else f": {place}"
-            raise ConfigError(f"--output_dir {output}{where} is a file; name a folder")
-    if arguments.run.resume or str(named).lower() == "true":
-        found = [p for p in _checkpoints(output) if (p / STATE_FILE).is_file()]
-        if not found:
-            raise CheckpointError(
-                f"--resume: {output} holds no whole checkpoint; leave out --resume"
-            )
-        return str(max(found, key=lambda p: int(p.name.rsplit("-", 1)[1])))
-    if not (output.is_dir() and any(output.iterdir())):
-        return None
-    if not arguments.run.overwrite:
-        raise ConfigError(
-            f"--output_dir {output} is not empty; choose another, go on with --resume, or replace "
-            "it with --overwrite"
-        )
-    if not _is_run(output):
-        raise ConfigError(
-            f"--overwrite: {output} holds files but no run of Rankwright; nothing was deleted, "
-            "choose another folder"
-        )
-    inputs = (arguments.model.model, *arguments.data.dataset, *arguments.data.val_dataset)
-    for name in inputs:
-        path = Path(name.split("#")[0])
-        if path.exists() and path.resolve().is_relative_to(output.resolve()):
-            raise ConfigError(
-                f"--overwrite would delete {path}, which this run reads; choose another "
-                "--output_dir"
-            )
-    return None
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return [p for p in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-
-
-def _is_run(folder: Path) -> bool:
-    places = (folder, *_checkpoints(folder))
-    return any((place / checkpoint.SPEC_FILE).is_file() for place in places)
-
-
-def _clear(output: Path) -> None:
-    """Delete a former run: its checkpoints and the files that a run writes, nothing else."""
-    for path in _checkpoints(output):
-        shutil.rmtree(path)
-    lists = [f"{FOLDER}/{name}.jsonl" for name in NAMES]
-    for pattern in (*checkpoint.FILES, STATE_FILE, "metrics.json", ADAPTER_FOLDER, *lists):
-        for path in output.glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
 
 
 def _load_rows(
@@ -1079,15 +1062,36 @@ def _save_final(
 ) -> None:
     """Put the final model into the output folder itself, beside the checkpoints."""
     folder = result.output_dir
+    work = run_folder.staging(folder)
+    try:
+        run_folder.clean(folder)
+        work.mkdir(parents=True)
+        _write_final(trainer, arguments, result, more, work)
+        run_folder.finish_files(work, folder, checkpoint.SPEC_FILE)
+    except (OSError, SafetensorError) as error:
+        run_folder.clean(folder)
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"the final model cannot be written to {folder} ({reason}); make room, then the same "
+            "command with --resume writes it"
+        ) from error
+
+
+def _write_final(
+    trainer: _Trainer,
+    arguments: TrainArguments,
+    result: TrainResult,
+    more: dict[str, Any],
+    folder: Path,
+) -> None:
     adapted = trainer.loaded.model.model is not trainer.loaded.model.hf
     merge = adapted and arguments.tuner.merge_lora
     if merge:
-        adapter = folder / ADAPTER_FOLDER
+        adapter = folder / run_folder.ADAPTER_FOLDER
         adapter.mkdir(parents=True, exist_ok=True)
         checkpoint.write_files(trainer.loaded, adapter)
-    folder.mkdir(parents=True, exist_ok=True)
     checkpoint.write_files(trainer.loaded, folder, merge=merge)
-    trainer.state.save_to_json(str(folder / STATE_FILE))
+    trainer.state.save_to_json(str(folder / run_folder.STATE_FILE))
     metrics = {
         "before": result.before.metrics if result.before else _logged_before(trainer),
         "after": result.after.metrics if result.after else None,
@@ -1104,6 +1108,9 @@ def _save_final(
         # no metric is defined without a positive, so such a query is not among the worst
         worst = np.lexsort((main, ~result.after.has_positive)).tolist()
         scores_P = trainer.scores[_final_step(trainer)]
-        metrics["records"] = write_records(folder, "after", trainer.val_examples, scores_P, worst)
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        metrics["records"] = write_records(
+            result.output_dir, "after", trainer.val_examples, scores_P, worst
+        )
+    text = json.dumps(metrics, indent=2) + "\n"
+    (folder / run_folder.METRICS_FILE).write_text(text, encoding="utf-8")
     checkpoint.write_card(trainer.loaded, folder, metrics)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +17,8 @@ from typing import IO, Any, TypeVar
 
 from filelock import FileLock
 
+from rankwright.files import DamagedError, publish
+
 T = TypeVar("T")
 
 META = "meta.json"
@@ -25,10 +26,6 @@ META = "meta.json"
 # comes first; lists in it have 32-bit offsets
 BATCH_ROWS = 512
 BATCH_BYTES = 16 * 2**20
-
-
-class DamagedCacheError(Exception):
-    """A cached folder is not what was written."""
 
 
 def digest(value: Any) -> str:
@@ -94,32 +91,6 @@ def arrow_file(path: Path, schema: Any) -> Iterator[ArrowWriter]:
         writer.close()
 
 
-def write_meta(folder: Path, values: dict[str, Any]) -> None:
-    """Write a folder's last file: some values, and the sizes of the other files."""
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    text = json.dumps({**values, "sizes": sizes})
-    (folder / META).write_text(text, encoding="utf-8")
-
-
-def read_meta(folder: Path) -> dict[str, Any]:
-    """Read the values again.
-
-    Raises:
-        DamagedCacheError: a file of the folder is missing or has another size.
-        PermissionError: the folder belongs to somebody else.
-    """
-    try:
-        values: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
-        sizes = {name: (folder / name).stat().st_size for name in values["sizes"]}
-    except PermissionError:
-        raise  # another user's: not damaged, and not ours to replace
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedCacheError(f"{folder}: {error}") from error
-    if sizes != values["sizes"]:
-        raise DamagedCacheError(f"{folder}: {sizes} in place of {values['sizes']}")
-    return values
-
-
 def cached(
     folder: Path,
     make: Callable[[Path], None],
@@ -132,7 +103,7 @@ def cached(
     Args:
         folder: its name holds a digest of all that it depends on.
         make: fills an empty folder.
-        read: opens the folder; raises ``DamagedCacheError`` where it is not whole.
+        read: opens the folder; raises ``DamagedError`` where it is not whole.
         rebuild: make it anew.
 
     Returns:
@@ -143,7 +114,7 @@ def cached(
     """
     before = _identity(folder)
     if not rebuild:
-        with contextlib.suppress(DamagedCacheError):
+        with contextlib.suppress(DamagedError):
             return read(folder)
     # rows may be nobody else's business
     folder.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -151,7 +122,7 @@ def cached(
     with _locked(folder.with_name(f".{folder.name}.lock")) as alone:
         # of several processes the first one makes it, and the others have waited here
         if not rebuild or _identity(folder) not in (None, before):
-            with contextlib.suppress(DamagedCacheError):
+            with contextlib.suppress(DamagedError):
                 return read(folder)
         if alone:  # what a process that was killed left
             for left in folder.parent.glob(f".{folder.name}.*.part"):
@@ -159,12 +130,12 @@ def cached(
         work = _empty(folder)
         try:
             make(work)
-            _publish(work, folder)
+            publish(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     try:
         return read(folder)
-    except DamagedCacheError as error:
+    except DamagedError as error:
         raise OSError(str(error)) from error
 
 
@@ -179,21 +150,6 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 def _empty(folder: Path) -> Path:
     return Path(tempfile.mkdtemp(".part", f".{folder.name}.", folder.parent))
-
-
-def _publish(work: Path, folder: Path) -> None:
-    """Rename a folder into place, in place of one that may be there."""
-    if folder.exists():
-        # whoever reads the old one keeps its files open
-        old = _empty(folder)
-        os.rename(folder, old / "old")
-        shutil.rmtree(old, ignore_errors=True)
-    try:
-        os.rename(work, folder)
-    except OSError:
-        # another process was faster, with the same content
-        if not folder.exists():
-            raise
 
 
 @contextlib.contextmanager

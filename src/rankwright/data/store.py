@@ -23,12 +23,10 @@ from numpy.typing import NDArray
 from rankwright.data import outline as outlines
 from rankwright.data import readers
 from rankwright.data.cache import (
-    DamagedCacheError,
+    META,
     arrow_file,
     cached,
     digest,
-    read_meta,
-    write_meta,
 )
 from rankwright.data.outline import Outline, Ragged, Rows, distinct, fold, highest
 from rankwright.data.readers import (
@@ -45,6 +43,7 @@ from rankwright.data.readers import (
     taken,
     unique_ids,
 )
+from rankwright.files import DamagedError, read_marker, write_marker
 from rankwright.types import Example
 
 logger = logging.getLogger(__name__)
@@ -91,14 +90,14 @@ class ExampleStore(Rows):
         indices: which of its examples; None for all.
 
     Raises:
-        DamagedCacheError: the folder is not whole.
+        DamagedError: the folder is not whole.
     """
 
     def __init__(self, folder: Path, indices: NDArray[np.int64] | None = None) -> None:
         from datasets import Dataset
 
         self.folder = folder
-        self.meta = read_meta(folder)
+        self.meta = read_marker(folder, META)
         try:
             self._table = Dataset.from_file(str(folder / ROWS))
             self._texts = self._table.select_columns(list(_TEXTS))
@@ -106,7 +105,7 @@ class ExampleStore(Rows):
             self._all_rows = entries.column("row").to_numpy()
             self._query_ids = entries.column("query_id")
         except (OSError, ValueError, KeyError) as error:
-            raise DamagedCacheError(f"{folder}: {error}") from error
+            raise DamagedError(f"{folder}: {error}") from error
         self._indices = np.arange(len(self._all_rows)) if indices is None else indices
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -281,7 +280,7 @@ def load_store(
             "warnings": report.warnings,
             "sources": [dataclasses.astuple(source) for source in sources],
         }
-        write_meta(folder, values)
+        write_marker(folder, META, values)
 
     try:
         store = cached(cache / "rows" / digest(key), make, ExampleStore, rebuild=rebuild)

@@ -26,16 +26,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from rankwright import templates
 from rankwright.data.cache import (
+    META,
     ArrowWriter,
-    DamagedCacheError,
     arrow_file,
     cached,
     digest,
-    read_meta,
-    write_meta,
 )
 from rankwright.data.outline import Outline, Ragged
 from rankwright.data.store import ExampleStore, ragged
+from rankwright.files import DamagedError, read_marker, write_marker
 from rankwright.progress import tracked
 from rankwright.templates import PairEncoder
 from rankwright.types import Example, PairTokens
@@ -109,7 +108,7 @@ class TokenStore:
         positions: where the tokens of each example stand in it; None for the file's own order.
 
     Raises:
-        DamagedCacheError: the file is not whole.
+        DamagedError: the file is not whole.
     """
 
     def __init__(self, file: Path | bytes, positions: NDArray[np.int64] | None = None) -> None:
@@ -124,7 +123,7 @@ class TokenStore:
                 self._table = Table.from_file(str(file))
             self._ids = self._table.select_columns(list(_IDS))
         except (OSError, ValueError, KeyError) as error:
-            raise DamagedCacheError(f"tokens: {error}") from error
+            raise DamagedError(f"tokens: {error}") from error
         self._positions = np.arange(len(self._table)) if positions is None else positions
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -351,10 +350,10 @@ def token_store(
     def make(folder: Path) -> None:
         with arrow_file(folder / TOKENS, _schema()) as writer:
             _encode(writer, examples.select(first), encoder, workers)
-        write_meta(folder, {})
+        write_marker(folder, META, {})
 
     def read(folder: Path) -> TokenStore:
-        read_meta(folder)
+        read_marker(folder, META)
         return TokenStore(folder / TOKENS, positions)
 
     try:

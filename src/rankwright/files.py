@@ -1,0 +1,92 @@
+"""Files and folders that are whole or absent, whatever is killed while they are written.
+
+A folder is filled under another name, synced, given its marker last and renamed into place; the
+marker holds the sizes of the other files, so a folder that lost some is told from a whole one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+class DamagedError(Exception):
+    """A folder is not what was written."""
+
+
+def write_marker(folder: Path, name: str, values: dict[str, Any]) -> None:
+    """Write a folder's last file: some values, and the sizes of the other files, however deep."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != name)
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    text = json.dumps({**values, "sizes": sizes})
+    (folder / name).write_text(text, encoding="utf-8")
+
+
+def read_marker(folder: Path, name: str) -> dict[str, Any]:
+    """Read the values again.
+
+    Raises:
+        DamagedError: the marker or a file of the folder is missing or has another size.
+        PermissionError: the folder belongs to somebody else.
+    """
+    try:
+        values: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+        found = {file: (folder / file).stat().st_size for file in values["sizes"]}
+    except PermissionError:
+        raise  # another user's: not damaged, and not ours to replace
+    except FileNotFoundError as error:
+        raise DamagedError(f"{error.filename} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{folder / name}: {error}") from error
+    for file, size in values["sizes"].items():
+        if found[file] != size:
+            raise DamagedError(f"{folder / file} has {found[file]} bytes in place of {size}")
+    return values
+
+
+def sync(folder: Path) -> None:
+    """Bring a folder's files, and the names of them, onto the disk."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
+    for path in (*(p for p in folder.rglob("*") if p.is_dir()), folder):
+        sync_names(path)
+
+
+def sync_names(folder: Path) -> None:
+    """Bring the names in a folder onto the disk, where the system has a way to."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def publish(work: Path, target: Path) -> None:
+    """Rename a folder into place, in place of one that may be there.
+
+    Whoever reads the old one keeps its files open. Where another process was faster, its folder
+    stays.
+    """
+    old = None
+    if target.exists():
+        old = Path(tempfile.mkdtemp(".part", f".{target.name}.", target.parent))
+        os.rename(target, old / "old")
+    try:
+        os.rename(work, target)
+    except OSError:
+        if not target.exists():
+            if old is not None:
+                os.rename(old / "old", target)
+            raise
+    finally:
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+    sync_names(target.parent)

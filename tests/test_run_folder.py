@@ -1,0 +1,236 @@
+"""A run's folder: whatever is killed, filled up or damaged, what was whole before stays."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwright import run_folder
+from rankwright.arguments import resolve
+from rankwright.errors import CheckpointError
+from rankwright.models import checkpoint
+from rankwright.run_folder import MARKER, damage, last_whole, rotate
+from rankwright.trainer import train_on
+from tests import tiny
+
+ROWS = tiny.examples(8, documents=4)
+STEPS = 3
+
+
+def arguments(base: Path, output: Path, **given: Any) -> Any:
+    if not base.exists():
+        tiny.save_base(base, "bert")
+    settings: dict[str, Any] = {
+        "model": str(base),
+        "dataset": ["unused"],
+        "output_dir": str(output),
+        "use_cpu": True,
+        "max_length": 512,
+        "max_steps": STEPS,
+        "save_steps": 1,
+        "per_device_train_batch_size": 2,
+    }
+    return resolve(settings | given, {})
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+# what a file system is asked to do; between two of them there is nothing to be killed in
+EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
+
+
+def _child(base: Path, output: Path, kill_at: int) -> None:
+    """Train, and be killed at the file system's ``kill_at``-th event after the first checkpoint."""
+    seen = 0
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        if event not in EVENTS or not (output / "checkpoint-1").exists():
+            return
+        if event == "open" and not (arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+            return
+        if str(output) not in str(arguments[0]):
+            return
+        seen += 1
+        if seen == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    train_on(arguments(base, output), ROWS, [])
+
+
+def kill_everywhere(folder: Path, stride: int) -> int:
+    """Kill one run after the other at later and later events; returns how many were killed."""
+    base = folder / "base"
+    arguments(base, folder)
+    for kill_at in range(1, 10_000, stride):
+        output = folder / f"out-{kill_at}"
+        child = os.fork()
+        if not child:
+            try:
+                _child(base, output, kill_at)
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        found = last_whole(output)
+        checkpoint.load(found)  # its weights can be read
+        for path in run_folder.checkpoints(output):
+            assert damage(path) is None, "a checkpoint that has its name is whole"
+        if (output / checkpoint.SPEC_FILE).is_file():
+            checkpoint.load(output)
+        if not os.WIFSIGNALED(status):
+            assert found.name == f"checkpoint-{STEPS}"
+            return kill_at // stride
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        if kill_at % (3 * stride) == 1:
+            print("resume", output.name, found.name, flush=True)
+        else:
+            shutil.rmtree(output)
+    raise AssertionError("never finished")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("stride", [11, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_every_stage_of_a_write(tmp_path: Path, stride: int) -> None:
+    """The last whole checkpoint is read, and resumed to the end it is the undisturbed run's."""
+    code = (
+        "import sys; from pathlib import Path; from tests.test_run_folder import kill_everywhere; "
+        "print('killed', kill_everywhere(Path(sys.argv[1]), int(sys.argv[2])))"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path), str(stride)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    assert int(lines[-1].split()[1]) * stride > 40, "the events of two checkpoints and a model"
+    train_on(arguments(tmp_path / "base", tmp_path / "whole"), ROWS, [])
+    resumed = [line.split()[1:] for line in lines if line.startswith("resume ")]
+    assert resumed
+    for name, found in resumed[:: max(1, len(resumed) // 4)]:
+        output = tmp_path / name
+        given = arguments(tmp_path / "base", output, resume=True)
+        start = run_folder.prepare(output, given)
+        assert start == str(output / found)
+        train_on(given, ROWS, [], resume_from=start)
+        assert weights(output) == weights(tmp_path / "whole")
+        assert not run_folder.staging(output).exists()
+
+
+@pytest.mark.parametrize("place", ["_save_optimizer_and_scheduler", "_save_rng_state"])
+def test_a_full_disk(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line; what was written is taken away again, and the run goes on from before it."""
+    import transformers
+
+    original = getattr(transformers.Trainer, place)
+
+    def full(self: Any, output_dir: str) -> None:
+        if self.state.global_step == 2:
+            (Path(output_dir) / "half").write_bytes(b"x")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(self, output_dir)
+
+    monkeypatch.setattr(transformers.Trainer, place, full)
+    output = tmp_path / "out"
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint-2 cannot be written \(No space left on device\); the"
+    ):
+        train_on(arguments(tmp_path / "base", output), ROWS, [])
+    monkeypatch.undo()
+    assert [path.name for path in output.iterdir()] == ["checkpoint-1"]
+    given = arguments(tmp_path / "base", output, resume=True)
+    start = run_folder.prepare(output, given)
+    assert train_on(given, ROWS, [], resume_from=start).steps == STEPS
+
+
+def test_a_full_disk_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The final model is written from the last checkpoint by the same command once more."""
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    output = tmp_path / "out"
+    monkeypatch.setattr(checkpoint, "write_card", full)
+    with pytest.raises(CheckpointError, match=r"the final model cannot be written to .*out \(No s"):
+        train_on(arguments(tmp_path / "base", output), ROWS, [])
+    monkeypatch.undo()
+    assert {path.name for path in output.iterdir()} == {f"checkpoint-{n}" for n in (2, 3)}
+    given = arguments(tmp_path / "base", output, resume=True)
+    start = run_folder.prepare(output, given)
+    assert train_on(given, ROWS, [], resume_from=start).steps == STEPS
+    assert weights(output) == weights(output / "checkpoint-3")
+
+
+@pytest.mark.parametrize("damaged", ["cut", "lost", "no marker", "broken marker"])
+def test_a_damaged_checkpoint_is_skipped(
+    tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "out"
+    train_on(arguments(tmp_path / "base", output), ROWS, [])
+    last = output / "checkpoint-3"
+    if damaged == "cut":
+        os.truncate(last / "optimizer.pt", 100)
+        reason = "optimizer.pt has 100 bytes in place of "
+    elif damaged == "lost":
+        (last / "rng_state.pth").unlink()
+        reason = "rng_state.pth is missing"
+    elif damaged == "no marker":
+        (last / MARKER).unlink()
+        reason = f"{MARKER} is missing"
+    else:
+        (last / MARKER).write_text('{"sizes"')
+        reason = MARKER
+    given = arguments(tmp_path / "base", output, resume=True)
+    with caplog.at_level(logging.WARNING):
+        start = run_folder.prepare(output, given)
+    assert start == str(output / "checkpoint-2")
+    assert f"{last} is skipped: it is not whole" in caplog.text
+    assert reason in caplog.text
+    named = arguments(tmp_path / "base", output, resume_from_checkpoint=str(last))
+    with pytest.raises(CheckpointError, match=r"is not whole .*; name an earlier checkpoint"):
+        run_folder.prepare(output, named)
+    assert train_on(given, ROWS, [], resume_from=start).steps == STEPS
+    assert damage(last) is None, "written anew in its place"
+
+
+def test_nothing_whole(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-5").mkdir()
+    with pytest.raises(CheckpointError, match=r"--resume: .* holds no whole checkpoint; leave out"):
+        last_whole(tmp_path)
+
+
+def test_rotation_keeps_the_best_and_what_is_whole(tmp_path: Path) -> None:
+    """A broken checkpoint of a later step does not push a whole one out."""
+    for step in (1, 2, 3, 4, 9):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if step != 9:
+            (folder / MARKER).write_text('{"sizes": {}}')
+    kept = {tmp_path / "checkpoint-1", tmp_path / "checkpoint-4"}
+    for limit in (2, 1):
+        rotate(tmp_path, limit, kept)
+        assert set(run_folder.checkpoints(tmp_path)) == kept
+    run_folder.clean(tmp_path)
+    assert set(tmp_path.iterdir()) == kept
+
+
+def test_the_limit_and_the_best_of_a_run(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    given = arguments(tmp_path / "base", output, save_total_limit=1, eval_steps=1, max_steps=5)
+    train_on(given, ROWS, ROWS[:4])
+    state = json.loads((output / run_folder.STATE_FILE).read_text())
+    best = Path(state["best_model_checkpoint"])
+    assert best == output / f"checkpoint-{state['best_global_step']}"
+    assert {path.name for path in run_folder.checkpoints(output)} == {best.name, "checkpoint-5"}
+    inner = json.loads((output / "checkpoint-5" / run_folder.STATE_FILE).read_text())
+    assert inner["best_model_checkpoint"] == str(best)

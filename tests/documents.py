@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import importlib.util
 import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +22,8 @@ from tests.tiny import examples, save_base
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^(?:<!-- ([^\n]+) -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# where the texts find the server
+SERVED = "http://127.0.0.1:8000"
 # programs that a shell block names without being run here
 OUTSIDE = {"make", "pip", "vllm", "docker", "curl", "git", "torchrun"}
 
@@ -23,8 +31,9 @@ OUTSIDE = {"make", "pip", "vllm", "docker", "curl", "git", "torchrun"}
 class Block(NamedTuple):
     """A fenced block; ``mark`` is the comment in the line above it.
 
-    ``run``: shell commands of ours, which are run. ``needs: MODULE``: Python that is run where the
-    module is installed.
+    ``run``: commands of ours, or curl, which are run. ``serve``: one command that starts a server,
+    which answers until the text ends. ``needs: MODULE``: Python that is run where the module is
+    installed.
     """
 
     language: str
@@ -88,20 +97,58 @@ def run_blocks(text: str, name: str, errors: Callable[[], str]) -> int:
     """
     namespace: dict[str, Any] = {}
     ran = 0
-    for block in blocks(text):
-        needed = block.mark.removeprefix("needs: ") if block.mark.startswith("needs: ") else None
-        if block.language == "python" and (needed is None or _installed(needed)):
-            exec(compile(block.text, name, "exec"), namespace)
-            ran += 1
-        if block.mark != "run":
-            continue
-        assert block.language == "bash"
-        for words in commands(block.text):
-            assert words[0] == "rankwright"
-            code = cli.main(words[1:])
-            assert code == 0, f"{shlex.join(words)}\n{errors()}"
-            ran += 1
+    url = SERVED
+    with contextlib.ExitStack() as stack:
+        for block in blocks(text):
+            needed = block.mark.removeprefix("needs: ")
+            if block.language == "python" and (needed == block.mark or _installed(needed)):
+                exec(compile(block.text.replace(SERVED, url), name, "exec"), namespace)
+                ran += 1
+            if block.mark not in ("run", "serve"):
+                continue
+            assert block.language == "bash"
+            for words in commands(block.text):
+                if block.mark == "serve":
+                    url = stack.enter_context(_served(words))
+                elif words[0] == "curl":
+                    _curl([word.replace(SERVED, url) for word in words])
+                else:
+                    assert words[0] == "rankwright"
+                    code = cli.main(words[1:])
+                    assert code == 0, f"{shlex.join(words)}\n{errors()}"
+                ran += 1
+    with warnings.catch_warnings():
+        # clients of other packages leave their sockets to the collector
+        warnings.simplefilter("ignore", ResourceWarning)
+        namespace.clear()
+        gc.collect()
     return ran
+
+
+@contextlib.contextmanager
+def _served(words: list[str]) -> Iterator[str]:
+    """Start a server by its command, on a free port; its address."""
+    assert words[:2] == ["rankwright", "serve"]
+    command = [sys.executable, "-m", *words, "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            lines = []
+            for line in process.stderr:
+                lines.append(line)
+                if found := re.search(r"http://[\w.:]+", line):
+                    yield found[0]
+                    break
+            else:
+                raise AssertionError("".join(lines))
+        finally:
+            process.terminate()
+            process.communicate()
+
+
+def _curl(words: list[str]) -> None:
+    if shutil.which("curl") is not None:
+        subprocess.run([*words, "--fail", "--silent", "--show-error"], check=True)
 
 
 def _installed(module: str) -> bool:

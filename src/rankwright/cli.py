@@ -53,6 +53,11 @@ COMMANDS: dict[str, Command] = {
         'use:       rankwright rank --model output --query "..." --documents docs.txt',
         "--model M (--query Q --documents FILE | --input FILE) [arguments]",
     ),
+    "export": Command(
+        "other formats, checked: rankwright export --model output --to onnx --output onnx",
+        "--model M --to FORMAT --output DIR [arguments]",
+        "--torch_dtype is that of the weights that are written; default: the model's own.",
+    ),
     "check": Command(
         "look at rows and models before training: rankwright check rows.jsonl --model M",
         "[FILE ...] [--model M] [arguments]",

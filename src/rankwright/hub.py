@@ -7,11 +7,16 @@ weights; rows, never scripts) and what is said when it fails (one line).
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 import socket
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub import errors as hf_errors
@@ -61,6 +66,8 @@ _UNREACHABLE = (
 )
 
 _ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+
+_PATH = re.compile(r"(/|~[^/]*/|\.\.?[/\\]|[A-Za-z]:[/\\])")
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
@@ -174,6 +181,139 @@ def resolve_dataset(
             "save its rows as one of these and give the file"
         )
     return folder
+
+
+# files of ours that name folders of the machine that wrote them
+_TOLD_PATHS = ("rankwright.json", "adapter_config.json")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A repository on Hugging Face that is ready to take a model.
+
+    Attributes:
+        name: its id, ``owner/name``.
+        revision: the branch to push to; None for the main one.
+        token: None for the one that the hub's log-in saved.
+    """
+
+    name: str
+    revision: str | None = None
+    token: str | None = None
+
+
+def prepare_push(
+    name: str, *, private: bool = True, revision: str | None = None, token: str | None = None
+) -> Target:
+    """Make the repository that a model will be pushed to, or check the one that is there.
+
+    Done before the work, so that a wrong name or a missing log-in costs nothing.
+
+    Args:
+        name: ``owner/name``, or ``name`` for the account that is logged in.
+        private: False allows a public repository; True refuses one that is there already.
+        revision: a branch; made where it is missing.
+        token: for the hub; None takes the one that its log-in saved.
+
+    Raises:
+        ConfigError: the hub refuses, cannot be reached, or has a public repository of that name.
+    """
+    if not _ID.fullmatch(name if "/" in name else f"owner/{name}"):
+        raise ConfigError(
+            f"--push_to_hub {name!r} is no name of a repository; it looks like owner/name"
+        )
+    repo = _Repo("model", name, True, revision, token)
+    api = huggingface_hub.HfApi(token=token)
+    try:
+        full = api.create_repo(name, private=private, exist_ok=True).repo_id
+        if private and not api.model_info(full).private:
+            raise ConfigError(
+                f"{repo} is public, so what is pushed can be read by all; say so with --public "
+                "(in training: --hub_private_repo false), or choose another name"
+            )
+        if revision:
+            api.create_branch(full, branch=revision, exist_ok=True)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise _push_refusal(repo, error) from error
+    return Target(full, revision, token)
+
+
+def push_folder(
+    folder: Path, target: Target, *, patterns: Sequence[str] | None = None, message: str
+) -> str:
+    """Upload a model's folder in one commit.
+
+    Files arrive as they are, but for paths of this machine in ``rankwright.json`` and
+    ``adapter_config.json``, of which the last part is left.
+
+    Args:
+        folder: the folder.
+        target: from ``prepare_push``.
+        patterns: what belongs to the model; default: everything.
+        message: of the commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ConfigError: the hub refuses or cannot be reached.
+    """
+    repo = _Repo("model", target.name, True, target.revision, target.token)
+    with tempfile.TemporaryDirectory(prefix=".push-", dir=folder.parent) as staged:
+        _stage(folder, Path(staged), patterns)
+        try:
+            commit = huggingface_hub.HfApi(token=target.token).upload_folder(
+                repo_id=target.name,
+                folder_path=staged,
+                revision=target.revision,
+                commit_message=message,
+            )
+        except Exception as error:
+            raise _push_refusal(repo, error) from error
+    return str(commit.commit_url)
+
+
+def _stage(folder: Path, staged: Path, patterns: Sequence[str] | None) -> None:
+    """Lay out what is pushed: links to the files, and copies of those that are changed."""
+    if patterns is None:
+        chosen = set(folder.rglob("*"))
+    else:
+        matches = {path for pattern in patterns for path in folder.glob(pattern)}
+        inside = {inner for path in matches if path.is_dir() for inner in path.rglob("*")}
+        chosen = matches | inside
+    for path in sorted(chosen):
+        if not path.is_file():
+            continue
+        place = staged / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if path.name in _TOLD_PATHS:
+            text = path.read_text(encoding="utf-8")
+            values = json.loads(text)
+            cut = without_paths(values)
+            if cut != values:
+                text = json.dumps(cut, indent=2, ensure_ascii=False) + "\n"
+            place.write_text(text, encoding="utf-8")
+            continue
+        try:
+            os.link(path.resolve(), place)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(path, place)
+
+
+def without_paths(value: Any) -> Any:
+    """Of each absolute path, or one through the home folder, only the last part; inside lists too.
+
+    A prompt may begin with a slash, so a text of several lines or words stays as it is.
+    """
+    if isinstance(value, dict):
+        return {name: without_paths(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [without_paths(inner) for inner in value]
+    if isinstance(value, str) and _PATH.match(value) and "\n" not in value:
+        return PureWindowsPath(PurePath(value).name).name or value
+    return value
 
 
 @dataclass(frozen=True)
@@ -337,6 +477,36 @@ def _status(error: BaseException) -> int | None:
             if isinstance(status, int):
                 return status
     return None
+
+
+def _push_refusal(repo: _Repo, error: Exception) -> ConfigError:
+    """Turn what the library raised while pushing into one line."""
+    links = list(_chain(error))
+    status = _status(error)
+    if any(isinstance(link, hf_errors.OfflineModeIsEnabled) for link in links):
+        return ConfigError(f"{repo}: HF_HUB_OFFLINE=1 forbids to push; unset it")
+    if any(isinstance(link, hf_errors.LocalTokenNotFoundError) for link in links) or status == 401:
+        return ConfigError(
+            f"{repo} was refused (401): nobody is logged in, or the token is not valid; log in "
+            f"with {repo.log_in}"
+        )
+    if status == 403:
+        return ConfigError(
+            f"{repo} was refused (403): the token may not write there; check the owner, or log in "
+            f"with a token that may write, {repo.log_in}"
+        )
+    if status == 404:
+        return ConfigError(
+            f"{repo} was not found (404), or the token may not see it; check owner and name"
+        )
+    if status is not None:
+        reason = " ".join(str(getattr(error, "server_message", None) or "").split())
+        why = f" ({reason})" if reason else ""
+        return ConfigError(f"{repo}: the hub answered {status}{why}; try again later")
+    reason = " ".join(str(links[-1]).split()) or type(links[-1]).__name__
+    if any(isinstance(link, _UNREACHABLE) for link in links):
+        return ConfigError(f"{repo} cannot be reached ({reason}); check the network and try again")
+    return ConfigError(f"{repo} was not pushed ({type(links[-1]).__name__}: {reason}); try again")
 
 
 def _refusal(repo: _Repo, error: Exception) -> ConfigError:

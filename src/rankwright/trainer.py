@@ -47,6 +47,7 @@ from rankwright.evaluation import EvaluationResult, evaluate_scores
 from rankwright.losses import LOSSES, Loss, LossSum
 from rankwright.metrics import parse_metric, parse_metrics
 from rankwright.models import checkpoint
+from rankwright.models.card import write_card
 from rankwright.models.checkpoint import Loaded, LoadOptions
 from rankwright.models.lora import add_adapters
 from rankwright.progress import bar, console, tracked
@@ -1113,4 +1114,4 @@ def _write_final(
         )
     text = json.dumps(metrics, indent=2) + "\n"
     (folder / run_folder.METRICS_FILE).write_text(text, encoding="utf-8")
-    checkpoint.write_card(trainer.loaded, folder, metrics)
+    write_card(trainer.loaded, folder, metrics, name=result.output_dir.name)

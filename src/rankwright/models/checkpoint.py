@@ -500,7 +500,20 @@ def save(loaded: Loaded, folder: str | os.PathLike[str], *, merge: bool = False)
     Raises:
         CheckpointError: the folder cannot be written.
     """
-    target = Path(folder)
+    with new_folder(Path(folder)) as temporary:
+        write_files(loaded, temporary, merge=merge)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yield a folder beside ``target`` that is synced and takes its name when the block ends well.
+
+    Args:
+        target: an existing folder of a saved model is replaced then; any other is refused.
+
+    Raises:
+        CheckpointError: the target holds something else, or cannot be written.
+    """
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{target} is a file; name a folder")
     held = [path.name for path in target.iterdir()] if target.is_dir() else []
@@ -516,7 +529,7 @@ def save(loaded: Loaded, folder: str | os.PathLike[str], *, merge: bool = False)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         temporary.chmod(0o755)
-        write_files(loaded, temporary, merge=merge)
+        yield temporary
         _sync(temporary)
         old = None
         if target.exists():
@@ -557,7 +570,6 @@ def write_files(
     """
     model = loaded.model.model
     adapted = model is not loaded.model.hf
-    loaded.tokenizer.chat_template = chat_template(loaded.spec) or loaded.tokenizer.chat_template
     if adapted and not merge:
         # the vocabulary is never changed; peft would ask the hub whether it was
         model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
@@ -573,6 +585,12 @@ def write_files(
             hf.set_attn_implementation(implementation)
         _complete_config(folder)
         _sentence_transformers_files(loaded, folder)
+    write_input_files(loaded, folder)
+
+
+def write_input_files(loaded: Loaded, folder: Path) -> None:
+    """Write what says how a pair becomes tokens: tokenizer, chat template and spec."""
+    loaded.tokenizer.chat_template = chat_template(loaded.spec) or loaded.tokenizer.chat_template
     loaded.tokenizer.save_pretrained(folder)
     _tokenizer_limit(folder, loaded.spec.max_length)
     loaded.spec.versions = _versions()
@@ -637,58 +655,6 @@ def _weights_fit(path: Path) -> Iterator[None]:
             f"{path} does not fit this model or is cut off ({detail}); give the flags of its run, "
             "or another checkpoint"
         ) from error
-
-
-def write_card(loaded: Loaded, folder: Path, metrics: dict[str, Any]) -> None:
-    """Write the model card: what it is, how it was trained and measured, how to load it."""
-    spec = loaded.spec
-    training = spec.training
-    base = training.get("model", "")
-    rows = "\n".join(
-        f"| {name} | {_four(metrics['before'], name)} | {value:.4f} |"
-        for name, value in (metrics.get("after") or {}).items()
-    )
-    table = f"| metric | before | after |\n|---|---|---|\n{rows}\n" if rows else "Not validated.\n"
-    if spec.kind == "generative":
-        reads = "a causal language model; its score is logit(yes) - logit(no) at the last position"
-        reads += f", with the tokens {spec.positive_token!r} and {spec.negative_token!r}"
-    else:
-        reads = "a sequence classification model with one logit"
-    card = f"""---
-library_name: sentence-transformers
-pipeline_tag: text-ranking
-tags: [reranker, cross-encoder, rankwright]
----
-
-# Reranker
-
-This is {reads}. It was trained with Rankwright from `{Path(str(base)).name or base}`
-({training.get("loss_type", "")} loss, {training.get("tuner_type", "full")},
-{metrics["steps"]} steps).
-
-## Validation
-
-Means over the full candidate lists of the validation rows; ties count as the expectation over
-random orders.
-
-{table}
-## Use
-
-```python
-from rankwright import Reranker
-Reranker.load("this folder").rank("a query", ["a document", "another"])
-
-from sentence_transformers import CrossEncoder
-CrossEncoder("this folder").predict([("a query", "a document")])  # sigmoid of the same score
-```
-
-Pairs are cut at {spec.max_length} tokens.
-"""
-    (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _four(values: dict[str, float] | None, name: str) -> str:
-    return f"{values[name]:.4f}" if values else "-"
 
 
 def _merged(peft_model: Any) -> Any:

@@ -13,9 +13,10 @@ from rankwright.arguments import GROUPS
 
 # fmt: off
 NAMES = [
-    "CheckpointError", "ConfigError", "DataError", "EvaluationResult", "Example", "Passages",
-    "RankedDocument", "RankwrightError", "Reranker", "TrainResult", "__version__", "evaluate",
-    "load_examples", "offsets_from_flat_labels", "ranking_metrics", "train",
+    "CheckpointError", "ConfigError", "DataError", "EvaluationResult", "Example", "ExportResult",
+    "Passages", "RankedDocument", "RankwrightError", "Reranker", "TrainResult", "__version__",
+    "evaluate", "export_model", "load_examples", "offsets_from_flat_labels", "ranking_metrics",
+    "train",
 ]
 MODEL_FLAGS = {
     "model", "task_type", "use_hf", "revision", "torch_dtype", "trust_remote_code", "max_length",
@@ -45,6 +46,10 @@ FLAGS = {
     },
     "rank": MODEL_FLAGS | PASSAGE_FLAGS | {
         "query", "documents", "input", "output", "top_k", "probability", "batch_tokens",
+    },
+    "export": MODEL_FLAGS | {
+        "to", "output", "dataset", "data_format", "split", "tolerance", "quantize",
+        "max_ndcg_loss", "push_to_hub", "public",
     },
     "check": MODEL_FLAGS | {
         "dataset", "instructions", "val_dataset", "val_instructions", "data_format",

@@ -15,6 +15,7 @@ from rankwright.types import Example
 if TYPE_CHECKING:
     from rankwright.data.readers import load_examples
     from rankwright.evaluation import EvaluationResult, evaluate
+    from rankwright.export import ExportResult, export_model
     from rankwright.metrics import offsets_from_flat_labels, ranking_metrics
     from rankwright.ranking import RankedDocument, Reranker
     from rankwright.templates import Passages
@@ -26,11 +27,13 @@ __version__ = "0.1.0"
 # asked for
 _LAZY = {
     "EvaluationResult": "rankwright.evaluation",
+    "ExportResult": "rankwright.export",
     "Passages": "rankwright.templates",
     "RankedDocument": "rankwright.ranking",
     "Reranker": "rankwright.ranking",
     "TrainResult": "rankwright.trainer",
     "evaluate": "rankwright.evaluation",
+    "export_model": "rankwright.export",
     "load_examples": "rankwright.data.readers",
     "offsets_from_flat_labels": "rankwright.metrics",
     "ranking_metrics": "rankwright.metrics",
@@ -43,6 +46,7 @@ __all__ = [
     "DataError",
     "EvaluationResult",
     "Example",
+    "ExportResult",
     "Passages",
     "RankedDocument",
     "RankwrightError",
@@ -50,6 +54,7 @@ __all__ = [
     "TrainResult",
     "__version__",
     "evaluate",
+    "export_model",
     "load_examples",
     "offsets_from_flat_labels",
     "ranking_metrics",

@@ -47,6 +47,10 @@ FLAGS = {
     "rank": MODEL_FLAGS | PASSAGE_FLAGS | {
         "query", "documents", "input", "output", "top_k", "probability", "batch_tokens",
     },
+    "compare": MODEL_FLAGS | PASSAGE_FLAGS | {
+        "dataset", "qrels", "instructions", "data_format", "split", "metrics", "show", "top_k",
+        "samples", "seed", "batch_tokens", "output",
+    },
     "export": MODEL_FLAGS | {
         "to", "output", "dataset", "data_format", "split", "tolerance", "quantize",
         "max_ndcg_loss", "push_to_hub", "public",

@@ -58,6 +58,12 @@ COMMANDS: dict[str, Command] = {
         "--model M --to FORMAT --output DIR [arguments]",
         "--torch_dtype is that of the weights that are written; default: the model's own.",
     ),
+    "compare": Command(
+        "is B better? rankwright compare A B --dataset test.jsonl",
+        "A B --dataset FILE ... [arguments]",
+        "A and B are models (folders or ids) or TREC run files; A may be first_stage, the order\n"
+        "of the rows' own first-stage scores. Arguments of the model hold for both.",
+    ),
     "check": Command(
         "look at rows and models before training: rankwright check rows.jsonl --model M",
         "[FILE ...] [--model M] [arguments]",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +137,7 @@ class EvaluationResult:
 
     def save_json(self, path: str | Path) -> None:
         """Write :meth:`to_json` to ``path``; missing folders are made."""
-        _write(path, self.to_json() + "\n")
+        write_text(path, self.to_json() + "\n")
 
 
 def _plain(per_query: Mapping[str, FloatArray]) -> dict[str, list[float]]:
@@ -270,10 +271,14 @@ def _token(text: str, what: str) -> str:
     )
 
 
-def _trec_lists(
+def trec_ids(
     lists: Sequence[ScoredList],
 ) -> Iterator[tuple[str, list[str], ScoredList]]:
-    """Yield query id, document ids and list, as a TREC file spells them; each id once."""
+    """Yield query id, document ids and list, as a TREC file spells them.
+
+    Raises:
+        DataError: lengths differ, or an id is empty or occurs twice.
+    """
     seen: set[str] = set()
     for index, scored in enumerate(lists):
         raw_id = _query_id(scored.example, index)
@@ -316,7 +321,7 @@ def write_trec_run(path: str | Path, lists: Sequence[ScoredList], tag: str = "ra
     """
     run_tag = _token(tag, "run tag")
     lines = []
-    for query_id, documents, scored in _trec_lists(lists):
+    for query_id, documents, scored in trec_ids(lists):
         if not all(math.isfinite(score) for score in scored.scores):
             raise DataError(
                 f"query {query_id!r} has a score that is NaN or infinite; scores must be finite; "
@@ -327,7 +332,7 @@ def write_trec_run(path: str | Path, lists: Sequence[ScoredList], tag: str = "ra
             f"{query_id} Q0 {document} {rank} {score!r} {run_tag}\n"
             for rank, (score, document) in enumerate(ranked, start=1)
         ]
-    _write(path, "".join(lines))
+    write_text(path, "".join(lines))
 
 
 def read_trec_run(path: str | Path) -> dict[str, dict[str, float]]:
@@ -337,28 +342,14 @@ def read_trec_run(path: str | Path) -> dict[str, dict[str, float]]:
         DataError: the file cannot be read, or a line is not one of a run (file and line are named).
     """
     run: dict[str, dict[str, float]] = {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"cannot read the run {path} ({_reason(error)}); give a TREC run in UTF-8"
-        ) from None
-    for number, line in enumerate(lines, start=1):
-        fields = line.split()
-        if not fields:
-            continue
+    for number, fields in _trec_lines(path, "run"):
         if len(fields) != 6:
             raise DataError(
                 f"{path}:{number} has {len(fields)} columns; a TREC run has 6: "
                 "query Q0 document rank score tag"
             )
         query_id, _, document, _, text, _ = fields
-        try:
-            score = float(text)
-        except ValueError:
-            score = math.nan
-        if not math.isfinite(score):
-            raise DataError(f"{path}:{number} has the score {text!r}; it must be a finite number")
+        score = _number(text, f"{path}:{number} has the score")
         documents = run.setdefault(query_id, {})
         if document in documents:
             raise DataError(
@@ -367,6 +358,55 @@ def read_trec_run(path: str | Path) -> dict[str, dict[str, float]]:
             )
         documents[document] = score
     return run
+
+
+def read_qrels(path: str | Path) -> dict[str, dict[str, float]]:
+    """Read TREC judgements into query id -> document id -> label; ids stay as they are written.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no judgement (file and line are named).
+    """
+    qrels: dict[str, dict[str, float]] = {}
+    for number, fields in _trec_lines(path, "judgements"):
+        if len(fields) != 4:
+            raise DataError(
+                f"{path}:{number} has {len(fields)} columns; TREC judgements have 4: "
+                "query 0 document label"
+            )
+        query_id, _, document, text = fields
+        documents = qrels.setdefault(query_id, {})
+        if document in documents:
+            raise DataError(
+                f"{path}:{number} judges document {document!r} of query {query_id!r} again; "
+                "each may occur once; remove one of the lines"
+            )
+        documents[document] = _number(text, f"{path}:{number} has the label")
+    if not qrels:
+        raise DataError(f"{path} holds no judgement; give TREC qrels")
+    return qrels
+
+
+def _trec_lines(path: str | Path, what: str) -> Iterator[tuple[int, list[str]]]:
+    """Number and fields of each line that is not empty."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"cannot read the {what} {path} ({_reason(error)}); give a TREC file in UTF-8"
+        ) from None
+    for number, line in enumerate(lines, start=1):
+        if fields := line.split():
+            yield number, fields
+
+
+def _number(text: str, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{what} {text!r}; it must be a finite number")
+    return value
 
 
 def write_qrels(path: str | Path, lists: Sequence[ScoredList]) -> None:
@@ -380,7 +420,7 @@ def write_qrels(path: str | Path, lists: Sequence[ScoredList]) -> None:
             :func:`write_trec_run`.
     """
     lines = []
-    for query_id, documents, scored in _trec_lists(lists):
+    for query_id, documents, scored in trec_ids(lists):
         for document, label in zip(documents, scored.example.labels, strict=True):
             if not float(label).is_integer():
                 raise DataError(
@@ -388,17 +428,24 @@ def write_qrels(path: str | Path, lists: Sequence[ScoredList]) -> None:
                     "scale or round soft labels first"
                 )
             lines.append(f"{query_id} 0 {document} {int(label)}\n")
-    _write(path, "".join(lines))
+    write_text(path, "".join(lines))
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:
     return (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8"
 
 
-def _write(path: str | Path, text: str) -> None:
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file that takes its name only when it is whole; missing folders are made.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    part = Path(path).with_name(Path(path).name + ".part")
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(text, encoding="utf-8", newline="\n")
+        part.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(part, path)
     except OSError as error:
         raise ConfigError(f"cannot write {path} ({_reason(error)}); choose another path") from None
 

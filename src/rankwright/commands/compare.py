@@ -1,0 +1,242 @@
+"""``rankwright compare``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rankwright.commands.common import (
+    load_reranker,
+    make_folder,
+    model_arguments,
+    own,
+    parse,
+    report_dropped,
+    report_truncation,
+)
+from rankwright.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from rankwright.comparison import Comparison
+    from rankwright.types import Example, ScoredList
+
+
+@dataclass
+class CompareArguments:
+    """What to compare; A and B stand in front."""
+
+    dataset: list[str] = dataclasses.field(
+        default_factory=list, metadata={"help": "files, folders or hub ids of rows to rank"}
+    )
+    qrels: str | None = dataclasses.field(
+        default=None, metadata={"help": "TREC judgements, in place of --dataset for two run files"}
+    )
+    instructions: list[str] = dataclasses.field(
+        default_factory=list,
+        metadata={"help": "task description of each dataset's rows, '' for none; a row's own wins"},
+    )
+    data_format: str | None = dataclasses.field(
+        default=None, metadata={"help": "name of the row layout; default: by columns"}
+    )
+    split: str | None = dataclasses.field(
+        default=None, metadata={"help": "which files of a folder or hub dataset"}
+    )
+    metrics: list[str] = dataclasses.field(
+        default_factory=lambda: ["ndcg@10", "mrr@10", "map"],
+        metadata={
+            "help": "mrr, ndcg, map, precision, recall, hit, each with @k; the first one chooses "
+            "the queries that are shown"
+        },
+    )
+    show: int = dataclasses.field(
+        default=2, metadata={"help": "queries shown side by side: the largest gains and losses"}
+    )
+    top_k: int = dataclasses.field(
+        default=5, metadata={"help": "documents shown of each of these queries"}
+    )
+    samples: int = dataclasses.field(
+        default=10_000, metadata={"help": "resamples of the bootstrap and of the test"}
+    )
+    seed: int = dataclasses.field(default=42, metadata={"help": "of the resamples"})
+    batch_tokens: int | None = dataclasses.field(
+        default=None,
+        metadata={"help": "tokens scored at a time; default: 4096 on a CPU, 16384 elsewhere"},
+    )
+    output: str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "folder for comparison.json, per_query.csv, both runs and qrels.txt"},
+    )
+
+
+def types() -> list[type]:
+    """The command's arguments."""
+    from rankwright.arguments import ModelArguments, PassageArguments
+
+    return [CompareArguments, ModelArguments, PassageArguments]
+
+
+def run(words: list[str]) -> int:
+    """Run the command and return its exit code."""
+    names = []
+    while words and not words[0].startswith("-"):
+        names.append(words[0])
+        words = words[1:]
+    given = parse("compare", types(), words)
+    options = own(CompareArguments, given)
+    _check(names, options, given)
+    from rankwright.comparison import compare, differences_table
+    from rankwright.metrics import parse_metrics
+    from rankwright.progress import console
+
+    options.metrics = " ".join(options.metrics).replace(",", " ").split()
+    parse_metrics(options.metrics)
+    if options.output is not None:
+        # before the ranking, which may take hours
+        make_folder(options.output)
+    examples, runs = _rows(names, options, given)
+    lists_a, lists_b = (_lists(name, examples, runs, options, given) for name in names)
+    found = compare(
+        lists_a,
+        lists_b,
+        options.metrics,
+        name_a=names[0],
+        name_b=names[1],
+        seed=options.seed,
+        samples=options.samples,
+    )
+    for letter, name in zip("AB", names, strict=True):
+        console.print(f"{letter} is {name}", highlight=False, markup=False)
+    console.print(differences_table(found))
+    console.print(_note(found))
+    _show(found, options)
+    if options.output is not None:
+        written = found.save(options.output)
+        console.print(f"written to {options.output}: {', '.join(written)}")
+    return 0
+
+
+def _check(names: list[str], options: CompareArguments, given: dict[str, Any]) -> None:
+    if len(names) != 2 or given.get("model"):
+        raise ConfigError(
+            "name the two to compare in front, such as rankwright compare BASE output --dataset "
+            f"test.jsonl; {len(names)} came"
+            + (", and --model, which has no place here" if given.get("model") else "")
+        )
+    if names[1] == "first_stage":
+        raise ConfigError("first_stage can only be A: compare first_stage MODEL --dataset FILE")
+    if bool(options.dataset) == (options.qrels is not None):
+        raise ConfigError(
+            "give --dataset with the rows to rank, or --qrels for two TREC run files"
+            + ("; not both" if options.dataset else "")
+        )
+    for flag in ("show", "top_k"):
+        if getattr(options, flag) < (0 if flag == "show" else 1):
+            raise ConfigError(f"--{flag} {getattr(options, flag)} is too small")
+    if options.samples < 1:
+        raise ConfigError(f"--samples {options.samples} is less than 1")
+    if options.seed < 0:
+        raise ConfigError(f"--seed {options.seed} is below 0")
+    for name in names:
+        if options.qrels is not None and not Path(name).is_file():
+            raise ConfigError(
+                f"--qrels compares two TREC run files, and {name} is no file; give --dataset to "
+                "rank its rows with a model"
+            )
+
+
+def _is_run(name: str) -> bool:
+    return Path(name).is_file()
+
+
+def _rows(
+    names: list[str], options: CompareArguments, given: dict[str, Any]
+) -> tuple[Sequence[Example], dict[str, dict[str, dict[str, float]]]]:
+    """The rows, and what the run files hold."""
+    from rankwright.comparison import judged_examples
+    from rankwright.data.readers import load_examples
+    from rankwright.evaluation import read_qrels, read_trec_run
+    from rankwright.progress import console
+
+    runs = {name: read_trec_run(name) for name in names if _is_run(name)}
+    if options.qrels is None:
+        data = load_examples(
+            options.dataset,
+            instructions=options.instructions,
+            data_format=options.data_format,
+            split=options.split,
+            use_hf=model_arguments(given).use_hf,
+            purpose="eval",
+        )
+        report_dropped(data.report.dropped)
+        return data.examples, runs
+    qrels = read_qrels(options.qrels)
+    without = {query for run in runs.values() for query in run} - set(qrels)
+    if without:
+        console.print(f"left out: {len(without)} ranked queries without a judgement")
+    return judged_examples(qrels, *runs.values()), runs
+
+
+def _lists(
+    name: str,
+    examples: Sequence[Example],
+    runs: dict[str, dict[str, dict[str, float]]],
+    options: CompareArguments,
+    given: dict[str, Any],
+) -> list[ScoredList]:
+    from rankwright.comparison import FIRST_STAGE, first_stage_lists, run_lists
+    from rankwright.progress import console, tracked
+
+    if name in runs:
+        lists, counts = run_lists(runs[name], examples, name)
+        if counts:
+            parts = ", ".join(f"{count} {what}" for what, count in counts.items())
+            console.print(f"{name}: {parts}", highlight=False, markup=False)
+        return lists
+    if name == FIRST_STAGE and not Path(name).exists():
+        return first_stage_lists(examples)
+    import torch
+
+    # a base model's new head is random, and the same model is to equal itself
+    torch.manual_seed(options.seed)
+    try:
+        reranker = load_reranker({**given, "model": name}, options.batch_tokens)
+    except ConfigError as error:
+        if Path(name).suffix in (".trec", ".run", ".txt", ".tsv"):
+            raise DataError(f"the run {name} is not there; check the path") from error
+        raise
+    with tracked(f"ranking with {Path(name).name}", len(examples)) as advance:
+        scored: list[ScoredList] = reranker.score_examples(examples, advance)
+    report_truncation(reranker.truncated, reranker, f" by {name}")
+    return scored
+
+
+def _note(found: Comparison) -> str:
+    first = next(iter(found.differences.values()))
+    how = (
+        "all sign patterns"
+        if first.exact
+        else f"{found.samples} random sign patterns, seed {found.seed}"
+    )
+    text = (
+        f"intervals: paired bootstrap, {found.samples} resamples; p: two-sided randomisation test, "
+        f"{how}"
+    )
+    if len(found.differences) > 1:
+        text += "; Holm corrects for the metrics compared here, for nothing else"
+    return text
+
+
+def _show(found: Comparison, options: CompareArguments) -> None:
+    from rankwright.comparison import side_by_side
+    from rankwright.progress import console
+
+    metric = next(iter(found.differences))
+    gains, losses = found.largest(metric, options.show)
+    for what, chosen in (("gains", gains), ("losses", losses)):
+        if chosen:
+            console.print(f"\nthe largest {what} of B in {metric}", style="bold")
+        for query in chosen:
+            console.print(side_by_side(found, query, metric, options.top_k))

@@ -13,10 +13,10 @@ from rankwright.arguments import GROUPS
 
 # fmt: off
 NAMES = [
-    "CheckpointError", "ConfigError", "DataError", "EvaluationResult", "Example", "ExportResult",
-    "Passages", "RankedDocument", "RankwrightError", "Reranker", "TrainResult", "__version__",
-    "evaluate", "export_model", "load_examples", "offsets_from_flat_labels", "ranking_metrics",
-    "train",
+    "Calibration", "CheckpointError", "ConfigError", "DataError", "EvaluationResult", "Example",
+    "ExportResult", "Passages", "RankedDocument", "RankwrightError", "Reranker", "TrainResult",
+    "__version__", "evaluate", "export_model", "load_examples", "offsets_from_flat_labels",
+    "ranking_metrics", "train",
 ]
 MODEL_FLAGS = {
     "model", "task_type", "use_hf", "revision", "torch_dtype", "trust_remote_code", "max_length",
@@ -46,6 +46,11 @@ FLAGS = {
     },
     "rank": MODEL_FLAGS | PASSAGE_FLAGS | {
         "query", "documents", "input", "output", "top_k", "probability", "batch_tokens",
+        "calibrated", "threshold",
+    },
+    "calibrate": MODEL_FLAGS | PASSAGE_FLAGS | {
+        "dataset", "data_format", "split", "method", "precision", "recall", "folds",
+        "batch_tokens", "output",
     },
     "compare": MODEL_FLAGS | PASSAGE_FLAGS | {
         "dataset", "qrels", "instructions", "data_format", "split", "metrics", "show", "top_k",

@@ -13,6 +13,7 @@ from rankwright.errors import CheckpointError, ConfigError, DataError, Rankwrigh
 from rankwright.types import Example
 
 if TYPE_CHECKING:
+    from rankwright.calibration import Calibration
     from rankwright.data.readers import load_examples
     from rankwright.evaluation import EvaluationResult, evaluate
     from rankwright.export import ExportResult, export_model
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 # torch and transformers take seconds to import, so what needs them is imported when it is first
 # asked for
 _LAZY = {
+    "Calibration": "rankwright.calibration",
     "EvaluationResult": "rankwright.evaluation",
     "ExportResult": "rankwright.export",
     "Passages": "rankwright.templates",
@@ -41,6 +43,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Calibration",
     "CheckpointError",
     "ConfigError",
     "DataError",

@@ -49,6 +49,14 @@ COMMANDS: dict[str, Command] = {
         "measure:   rankwright evaluate --model output --dataset test.jsonl",
         "--model M --dataset FILE ... [arguments]",
     ),
+    "calibrate": Command(
+        "fit probabilities and thresholds: rankwright calibrate --model output --dataset dev.jsonl",
+        "--model M --dataset FILE ... [--method M] [--precision P ...] [--recall R ...] "
+        "[arguments]",
+        "Labels from 0 to 1 count as probabilities; if any is outside, above 0 is relevant.\n"
+        "The probabilities hold for lists like those of the rows. rank --calibrated and\n"
+        "--threshold apply them; sentence-transformers, vLLM and TEI do not know of them.",
+    ),
     "rank": Command(
         'use:       rankwright rank --model output --query "..." --documents docs.txt',
         "--model M (--query Q --documents FILE | --input FILE) [arguments]",

@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
+from rankwright.calibration import Calibration, figures, find_threshold, fit, held_out, targets
 from rankwright.errors import ConfigError, DataError
 from rankwright.metrics import (
     BoolArray,
@@ -230,6 +231,54 @@ def evaluate(
     return evaluate_scores(
         reranker.score_examples(examples, progress=progress), names, first_stage=first_stage
     )
+
+
+def calibrate_lists(
+    lists: Sequence[ScoredList],
+    method: str,
+    goals: Sequence[tuple[str, float]] = (),
+    *,
+    folds: int = 5,
+) -> Calibration:
+    """Fit probabilities and thresholds to scored candidate lists.
+
+    Args:
+        lists: one per query, of rows that the model was not trained on.
+        method: a name in ``calibration.METHODS``.
+        goals: wanted thresholds, such as ``("precision", 0.9)``.
+        folds: parts of the queries for the held-out figures.
+
+    Returns:
+        The calibration. Its ``record`` holds ``queries``, ``documents`` and ``relevant``; the
+        figures ``before`` (plain sigmoid), ``after`` (on the same rows) and ``held_out`` (None
+        where ``not_held_out`` says why); and whether the scores were ``separated``.
+
+    Raises:
+        ConfigError: the method is unknown, or a goal is out of its range.
+        DataError: nothing can be fitted, or a goal is out of reach.
+    """
+    scores_P = np.array([s for scored in lists for s in scored.scores])
+    labels_P = np.array([y for scored in lists for y in scored.example.labels])
+    queries_P = np.repeat(np.arange(len(lists)), [len(scored.scores) for scored in lists])
+    fitted = fit(method, scores_P, labels_P)
+    thresholds = tuple(find_threshold(name, goal, scores_P, labels_P) for name, goal in goals)
+    found: dict[str, Any] | None = None
+    reason = ""
+    try:
+        found = held_out(method, scores_P, labels_P, queries_P, folds=folds, goals=goals)
+    except DataError as error:
+        reason = str(error)
+    record = {
+        **fitted.record,
+        "queries": len(lists),
+        "documents": len(scores_P),
+        "relevant": float(targets(labels_P).sum()),
+        "before": figures(scores_P, labels_P),
+        "after": figures(fitted.logits(scores_P), labels_P),
+        "held_out": found,
+        "not_held_out": reason,
+    }
+    return replace(fitted, thresholds=thresholds, record=record)
 
 
 def _query_id(example: Example, index: int) -> str:

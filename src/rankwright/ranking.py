@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rankwright.calibration import Calibration, sigmoid
 from rankwright.data.collate import Collator
 from rankwright.errors import ConfigError, DataError
 from rankwright.models import checkpoint
@@ -138,6 +139,8 @@ class Reranker:
             CheckpointError: the folder is incomplete.
         """
         loaded = checkpoint.load(name, LoadOptions(**options))
+        if loaded.spec.calibration is not None:
+            Calibration.from_dict(loaded.spec.calibration)
         if loaded.new_modules:
             logger.warning(
                 "%s brings no weights for %s: they are random, and so are its scores until it is "
@@ -164,6 +167,47 @@ class Reranker:
     def truncated(self) -> dict[str, int]:
         """How many documents and queries were cut so far; with passages, those at their limit."""
         return dict(self.collator.truncated)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """How its scores become probabilities that can be believed; None where it was not fitted.
+
+        Raises:
+            CheckpointError: what the model was saved with is broken.
+        """
+        saved = self.loaded.spec.calibration
+        return None if saved is None else Calibration.from_dict(saved)
+
+    def probabilities(self, scores: Sequence[float], *, calibrated: bool = False) -> list[float]:
+        """Turn scores into probabilities, in their order.
+
+        Args:
+            scores: logits, as ``score`` and ``rank`` give them.
+            calibrated: by the model's calibration, otherwise by the plain sigmoid.
+
+        Raises:
+            ConfigError: the model has no calibration.
+        """
+        if not calibrated:
+            return list(map(float, sigmoid(list(scores))))
+        return list(map(float, self._calibrated().probabilities(list(scores))))
+
+    def threshold(self, name: str) -> float:
+        """The score from which on documents count as relevant, by a goal such as ``precision@0.9``.
+
+        Raises:
+            ConfigError: the model was saved without such a threshold.
+        """
+        return self._calibrated().threshold(name).score
+
+    def _calibrated(self) -> Calibration:
+        calibration = self.calibration
+        if calibration is None:
+            raise ConfigError(
+                f"{self.loaded.folder} holds no calibration; fit one with rankwright calibrate "
+                "--model M --dataset FILE"
+            )
+        return calibration
 
     def rank(
         self,

@@ -847,6 +847,12 @@ def _load_model(arguments: TrainArguments) -> Loaded:
             "--loss_type listwise_generative_reranker needs a generative model; use "
             "listwise_reranker"
         )
+    if loaded.spec.calibration is not None:
+        console.print(
+            "the calibration of the model does not hold for what training makes of it: dropped; "
+            "fit it again with rankwright calibrate, or --calibrate"
+        )
+        loaded.spec.calibration = None
     if loaded.new_modules:
         console.print(f"new weights, to be learnt: {', '.join(loaded.new_modules)}")
     if arguments.tuner.tuner_type == "lora" and loaded.model.model is loaded.model.hf:

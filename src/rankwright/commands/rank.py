@@ -33,6 +33,17 @@ class RankArguments:
     probability: bool = dataclasses.field(
         default=False, metadata={"help": "print sigmoid(score) instead of the logit"}
     )
+    calibrated: bool = dataclasses.field(
+        default=False,
+        metadata={"help": "print probabilities by the calibration that the model was saved with"},
+    )
+    threshold: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "keep documents at or above: a number on the scale that is printed, or a goal "
+            "that the model was calibrated for, such as precision@0.9 or recall@0.95"
+        },
+    )
     batch_tokens: int | None = dataclasses.field(
         default=None,
         metadata={"help": "tokens scored at a time; default: 4096 on a CPU, 16384 elsewhere"},
@@ -59,55 +70,118 @@ def run(words: list[str]) -> int:
         raise ConfigError(f"--top_k {options.top_k} is less than 1")
     if one and (options.query is None or options.documents is None):
         raise ConfigError("--query and --documents belong together; give both")
-    if one:
-        documents = _read_documents(Path(options.documents))
-        reranker = load_reranker(given, options.batch_tokens)
-        ranked = reranker.rank(options.query, documents, options.top_k)
-        with writer(options.output) as out:
-            for place, document in enumerate(ranked, 1):
-                score = _sigmoid(document.score) if options.probability else document.score
-                if options.output is None:
-                    print(
-                        f"{place:>3}  {score:9.4f}  [{document.index}] {document.document}",
-                        file=out,
-                    )
-                else:
-                    entry = {"index": document.index, "score": score, "document": document.document}
-                    if document.passage is not None:
-                        entry["passage"] = document.passage
-                    print(json.dumps(entry, ensure_ascii=False), file=out)
-        report_truncation(reranker.truncated, reranker)
-        return 0
-    return _rank_stream(given, options)
-
-
-def _rank_stream(given: dict[str, Any], options: Any) -> int:
-    from rankwright.data.readers import iter_queries
-    from rankwright.progress import tracked
-
-    examples: Iterable[Any] = iter_queries(options.input)
+    number = _number(options.threshold)
+    documents = _read_documents(Path(options.documents)) if one else None
     reranker = load_reranker(given, options.batch_tokens)
-    with tracked("ranking", None) as advance, writer(options.output, options.input) as out:
-        for scored in reranker.iter_scores(examples, advance):
-            results = []
-            for i in scored.order[: options.top_k]:
-                score = _sigmoid(scored.scores[i]) if options.probability else scored.scores[i]
-                entry = {"index": i, "score": score, "document": scored.example.documents[i]}
-                if scored.passage(i) is not None:
-                    entry["passage"] = scored.passage(i)
-                results.append(entry)
-            line: dict[str, Any] = {"query": scored.example.query, "results": results}
-            if scored.example.query_id:
-                line = {"query_id": scored.example.query_id, **line}
-            print(json.dumps(line, ensure_ascii=False), file=out, flush=True)
+    edge = _Edge(reranker, options, number)
+    if documents is not None:
+        _rank_one(reranker, options, edge, documents)
+    else:
+        _rank_stream(reranker, options, edge)
+    edge.report()
     report_truncation(reranker.truncated, reranker)
     return 0
 
 
-def _sigmoid(score: float) -> float:
-    import math
+def _number(threshold: str | None) -> float | None:
+    """The number of ``--threshold``; None for a goal."""
+    if threshold is None or "@" in threshold:
+        return None
+    try:
+        number = float(threshold)
+    except ValueError:
+        number = float("nan")
+    if not abs(number) < float("inf"):
+        raise ConfigError(
+            f"--threshold {threshold!r} is neither a number nor a goal such as precision@0.9"
+        )
+    return number
 
-    return 1 / (1 + math.exp(-score)) if score >= 0 else math.exp(score) / (1 + math.exp(score))
+
+class _Edge:
+    """What is printed of scores, and which documents are."""
+
+    def __init__(self, reranker: Any, options: Any, number: float | None) -> None:
+        self.reranker, self.options, self.number = reranker, options, number
+        named = options.threshold is not None and number is None
+        self.score = reranker.threshold(options.threshold) if named else None
+        self.left_out = self.seen = 0
+        if options.calibrated:
+            reranker.probabilities([], calibrated=True)  # says at once that there is none
+
+    def shown(self, scores: list[float]) -> list[float]:
+        """The numbers to print."""
+        if self.options.calibrated or self.options.probability:
+            found: list[float] = self.reranker.probabilities(
+                scores, calibrated=self.options.calibrated
+            )
+            return found
+        return scores
+
+    def kept(self, scores: list[float], shown: list[float]) -> int:
+        """How many of the documents, best first, are at or above the threshold."""
+        self.seen += len(scores)
+        kept = len(scores)
+        if self.score is not None:
+            kept = sum(score >= self.score for score in scores)
+        elif self.number is not None:
+            kept = sum(value >= self.number for value in shown)
+        self.left_out += len(scores) - kept
+        return kept
+
+    def report(self) -> None:
+        """Say how many documents the threshold left out."""
+        from rankwright.progress import console
+
+        if self.left_out:
+            console.print(
+                f"{self.left_out} of {self.seen} documents are below the threshold "
+                f"{self.options.threshold} and left out"
+            )
+
+
+def _rank_one(reranker: Any, options: Any, edge: _Edge, documents: list[str]) -> None:
+    ranked = reranker.rank(options.query, documents)
+    scores = [document.score for document in ranked]
+    shown = edge.shown(scores)
+    kept = edge.kept(scores, shown)
+    with writer(options.output) as out:
+        for place, document in enumerate(ranked[:kept][: options.top_k]):
+            if options.output is None:
+                print(
+                    f"{place + 1:>3}  {shown[place]:9.4f}  [{document.index}] {document.document}",
+                    file=out,
+                )
+            else:
+                entry = _entry(document.index, shown[place], document.document, document.passage)
+                print(json.dumps(entry, ensure_ascii=False), file=out)
+
+
+def _rank_stream(reranker: Any, options: Any, edge: _Edge) -> None:
+    from rankwright.data.readers import iter_queries
+    from rankwright.progress import tracked
+
+    examples: Iterable[Any] = iter_queries(options.input)
+    with tracked("ranking", None) as advance, writer(options.output, options.input) as out:
+        for scored in reranker.iter_scores(examples, advance):
+            scores = [scored.scores[i] for i in scored.order]
+            shown = edge.shown(scores)
+            best = scored.order[: edge.kept(scores, shown)][: options.top_k]
+            results = [
+                _entry(i, shown[place], scored.example.documents[i], scored.passage(i))
+                for place, i in enumerate(best)
+            ]
+            line: dict[str, Any] = {"query": scored.example.query, "results": results}
+            if scored.example.query_id:
+                line = {"query_id": scored.example.query_id, **line}
+            print(json.dumps(line, ensure_ascii=False), file=out, flush=True)
+
+
+def _entry(
+    index: int, score: float, document: str, passage: tuple[int, int] | None
+) -> dict[str, Any]:
+    entry: dict[str, Any] = {"index": index, "score": score, "document": document}
+    return entry if passage is None else {**entry, "passage": passage}
 
 
 def _read_documents(path: Path) -> list[str]:

@@ -84,6 +84,7 @@ class ModelSpec:
         max_length: most tokens of a pair.
         training: the arguments of the run that made it.
         versions: of the libraries that wrote it.
+        calibration: what ``calibration.Calibration.to_dict`` gave, None without one.
     """
 
     kind: str
@@ -95,6 +96,7 @@ class ModelSpec:
     max_length: int = DEFAULT_MAX_LENGTH
     training: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
 
     @property
     def template(self) -> Template:
@@ -544,6 +546,36 @@ def new_folder(target: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_calibration(folder: Path, calibration: dict[str, Any] | None) -> Path:
+    """Put a calibration into a folder's ``rankwright.json``; every other file stays untouched.
+
+    Args:
+        folder: a checkpoint of ours.
+        calibration: ``Calibration.to_dict()``; None takes it out.
+
+    Returns:
+        The file, replaced at once: it is the old one or the new one, never half of it.
+
+    Raises:
+        CheckpointError: the file is missing, broken or cannot be written.
+    """
+    path = folder / SPEC_FILE
+    if ModelSpec.load(folder) is None:
+        raise CheckpointError(f"{folder} holds no {SPEC_FILE}; save the model there first")
+    values = json.loads(path.read_text(encoding="utf-8")) | {"calibration": calibration}
+    temporary = path.with_name(f".{SPEC_FILE}-{os.getpid()}")
+    try:
+        _write_json(temporary, values)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
 
 
 def _sync(folder: Path) -> None:

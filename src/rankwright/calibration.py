@@ -390,7 +390,8 @@ def _newton(
         hessian_FF += 1e-12 * weights_P.sum() * np.eye(len(parameters_F))
         step_F = np.linalg.solve(hessian_FF, gradient_F)
         size = 1.0
-        while size > 1e-10 and loss(parameters_F - size * step_F) > value:
+        # at the end the sum's rounding is larger than what a step gains
+        while size > 1e-10 and loss(parameters_F - size * step_F) > value + 1e-12 * (1 + value):
             size /= 2
         if size <= 1e-10:
             break

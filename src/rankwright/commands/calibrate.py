@@ -120,8 +120,14 @@ def save(reranker: Any, calibration: Any, output: str | None) -> Path:
 def _check_folder(reranker: Any) -> None:
     """Refuse to change a folder that is not ours, or that flags have made another model of."""
     from rankwright.models.checkpoint import SPEC_FILE, ModelSpec
+    from rankwright.run_folder import MARKER
 
     folder, spec = reranker.loaded.folder, reranker.loaded.spec
+    if (folder / MARKER).is_file():
+        raise ConfigError(
+            f"{folder} is a checkpoint to resume from ({MARKER} seals it); give --output FOLDER "
+            "for a copy of the model"
+        )
     saved = ModelSpec.load(folder)
     if saved is None:
         raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -258,6 +260,29 @@ def test_onnx_takes_any_batch_and_length(name: str, graphs: Any, bases: Any) -> 
             found = session.run(None, {key: values[key] for key in scorer.names})[0]
             assert found.shape == (batch, 1)
             assert_close(found[:, 0].tolist(), expected, rtol=0, atol=1e-4)
+
+
+@ONNX
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+def test_the_onnx_card_shows_how_to_score(
+    name: str,
+    graphs: Any,
+    bases: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its one Python block, as it stands there, prints our scores of its two pairs."""
+    folder = graphs(name).folder
+    monkeypatch.chdir(folder.parent)
+    text = (folder / "README.md").read_text()
+    assert ModelCard(text).data.library_name == "onnx"
+    [block] = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    exec(compile(block, "README.md", "exec"), {})
+    found = [float(word) for word in capsys.readouterr().out.strip(" []\n").split()]
+    ours = Reranker.load(bases(name), max_length=512).score(
+        [("a query", "a document"), ("a query", "another")]
+    )
+    assert_close(found, ours, rtol=0, atol=1e-4)
 
 
 @ONNX

@@ -6,6 +6,7 @@ huggingface_hub 2.4 and modelscope-hub 0.5; only addresses and folders of the li
 
 from __future__ import annotations
 
+import base64
 import errno
 import gzip
 import hashlib
@@ -26,9 +27,16 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from rankwright import cli
 from rankwright.arguments import from_environment
 from rankwright.errors import CheckpointError, ConfigError, DataError
-from rankwright.hub import parse_use_hf, resolve_dataset, resolve_model
+from rankwright.hub import (
+    parse_use_hf,
+    prepare_push,
+    resolve_dataset,
+    resolve_model,
+    without_paths,
+)
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "the-right-token"  # of the private repository on the loopback hub
@@ -48,6 +56,8 @@ class Repo:
     private: bool = False
     gated: bool = False
     broken: int = 0
+    branches: set[str] = field(default_factory=lambda: {"main"})
+    commits: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -56,6 +66,8 @@ class Hub:
 
     repos: dict[tuple[str, str], Repo] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    cards: list[str] = field(default_factory=list)
+    refuse_writing: int = 0
     url: str = ""
 
     def add(self, kind: str, name: str, files: dict[str, bytes], **how: Any) -> None:
@@ -93,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
         for key, value in headers.items():
             self.send_header(key.replace("_", "-"), value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(data)
 
     def open(self, kind: str, name: str) -> Repo | None:
@@ -110,7 +122,66 @@ class Handler(BaseHTTPRequestHandler):
             return repo
         return None
 
+    # what is written: create_repo, validate-yaml, preupload and commit of huggingface_hub 2.4
+
+    def do_POST(self) -> None:
+        self.hub.requests.append(f"{self.command} {self.path}")
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+        assert parts[0] == "api", self.path
+        if self.hub.refuse_writing:
+            status = self.hub.refuse_writing
+            self.answer({"error": "Invalid username or password."}, status)
+        elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self.answer({"error": "Invalid username or password."}, 401)
+        elif parts[1:] == ["repos", "create"]:
+            self.create(json.loads(body))
+        elif parts[1:] == ["validate-yaml"]:
+            self.hub.cards.append(json.loads(body)["content"])
+            self.answer({"errors": [], "warnings": []})
+        elif parts[1] == "models" and parts[4] == "branch":
+            self.hub.repos["models", f"{parts[2]}/{parts[3]}"].branches.add(parts[5])
+            self.answer({})
+        elif parts[1] == "models" and parts[4] == "preupload":
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
+            self.answer({"files": files})
+        else:
+            assert parts[1] == "models", self.path
+            assert parts[4] == "commit", self.path
+            self.commit(f"{parts[2]}/{parts[3]}", parts[5], body)
+
+    def create(self, asked: dict[str, Any]) -> None:
+        name = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
+        url = f"{self.hub.url}/{name}"
+        if ("models", name) in self.hub.repos:
+            self.answer({"error": "You already created this model repo", "url": url}, 409)
+            return
+        self.hub.add("models", name, {}, private=asked.get("visibility") == "private")
+        self.answer({"url": url, "name": name, "id": "1"})
+
+    def commit(self, name: str, branch: str, body: bytes) -> None:
+        repo = self.hub.repos["models", name]
+        assert branch in repo.branches
+        for line in body.decode().splitlines():
+            entry = json.loads(line)
+            if entry["key"] == "header":
+                repo.commits.append(entry["value"]["summary"])
+                continue
+            assert entry["key"] == "file", entry["key"]
+            assert entry["value"]["encoding"] == "base64"
+            repo.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+        self.answer({"commitUrl": f"{self.hub.url}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
+
     def hugging_face(self, parts: list[str]) -> None:
+        if parts[0] == "api" and len(parts) == 4 and parts[1] == "models":
+            name = f"{parts[2]}/{parts[3]}"
+            repo = self.open("models", name)
+            if repo is not None:
+                self.answer({"id": name, "private": repo.private, "tags": [], "siblings": []})
+            return
         if parts[0] == "api" and len(parts) >= 6 and parts[1] in ("models", "datasets"):
             name, what, revision = f"{parts[2]}/{parts[3]}", parts[4], parts[5]
             repo = self.open(parts[1], name)
@@ -558,6 +629,162 @@ def test_modelscope_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None
         "model 'owner/tiny' on ModelScope needs the modelscope package, which is not installed; "
         "pip install 'rankwright[modelscope]', or use --use_hf true to ask Hugging Face"
     )
+
+
+# ------------------------------------------------------------------------------------ pushing
+
+
+@pytest.fixture
+def logged_in(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The loopback hub with a token in the usual place."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return hub
+
+
+def model_folder(folder: Path) -> Path:
+    """A base model whose rankwright.json tells of this machine."""
+    from rankwright.ranking import Reranker
+    from tests import tiny as small
+
+    reranker = Reranker.load(small.save_base(folder / "base", "bert"))
+    reranker.loaded.spec.training = {"model": str(folder / "base"), "dataset": ["/home/me/a.jsonl"]}
+    reranker.save(folder / "model")
+    return folder / "model"
+
+
+def test_an_export_arrives_byte_for_byte_in_a_private_repository(
+    logged_in: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = model_folder(tmp_path)
+    words = ["export", "--model", str(model), "--to", "merged", "--output", str(tmp_path / "out")]
+    assert cli.main([*words, "--push_to_hub", "owner/new"]) == 0, capsys.readouterr().err
+    repo = logged_in.repos["models", "owner/new"]
+    assert repo.private
+    assert repo.commits == ["rankwright export --to merged"]
+    written = {
+        str(path.relative_to(tmp_path / "out")): path.read_bytes()
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
+    assert repo.files == written
+    assert {"model.safetensors", "README.md", "rankwright.json", "config.json"} <= set(written)
+    told = b"".join(data for name, data in written.items() if not name.endswith("safetensors"))
+    assert str(tmp_path).encode() not in told
+    assert b"/home/me" not in told
+    assert b"Reranker.load('owner/new')" in written["README.md"]
+    # the hub was asked about the card's metadata before anything was sent
+    assert logged_in.cards == [written["README.md"].decode()]
+    assert "pushed to owner/new (private): http" in capsys.readouterr().err
+    # what was pushed is what is scored
+    folder = resolve_model("owner/new", token=TOKEN)
+    assert (folder / "model.safetensors").read_bytes() == written["model.safetensors"]
+
+
+def test_a_public_repository_must_be_asked_for(
+    logged_in: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that exists and is public is refused before any work; --public makes one."""
+    model = model_folder(tmp_path)
+    words = ["export", "--model", str(model), "--to", "merged", "--output", str(tmp_path / "out")]
+    logged_in.add("models", "owner/open", {})
+    assert cli.main([*words, "--push_to_hub", "owner/open"]) == 2
+    told = capsys.readouterr().err.strip()
+    assert "model 'owner/open' on Hugging Face is public, so what is pushed can be read" in told
+    assert not (tmp_path / "out").exists()
+    assert not logged_in.repos["models", "owner/open"].files
+    assert cli.main([*words, "--push_to_hub", "owner/wide", "--public", "true"]) == 0
+    assert not logged_in.repos["models", "owner/wide"].private
+    assert "config.json" in logged_in.repos["models", "owner/wide"].files
+
+
+def test_training_pushes_the_final_model_alone(
+    logged_in: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No checkpoint, no row and no path of this machine; the repository exists from the start."""
+    from tests import tiny as small
+
+    small.save_base(tmp_path / "base", "qwen3")
+    rows = small.examples(12, documents=3)
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(
+            json.dumps({"query": e.query, "positive": e.documents[:1], "negative": e.documents[1:]})
+            + "\n"
+            for e in rows
+        )
+    )
+    out = tmp_path / "run"
+    words = ["train", "--model", str(tmp_path / "base"), "--dataset", str(tmp_path / "rows.jsonl")]
+    words += ["--split_dataset_ratio", "0.3", "--output_dir", str(out), "--max_steps", "2"]
+    words += ["--tuner_type", "lora", "--save_steps", "1", "--eval_steps", "1", "--use_cpu", "true"]
+    words += ["--max_length", "512", "--push_to_hub", "true"]
+    assert cli.main([*words, "--hub_strategy", "every_save"]) == 2
+    assert "--hub_strategy every_save would push checkpoints" in capsys.readouterr().err
+    assert cli.main([*words, "--hub_token", TOKEN]) == 0, capsys.readouterr().err
+    assert list(out.glob("checkpoint-*"))
+    repo = logged_in.repos["models", "somebody/run"]
+    assert repo.private
+    assert repo.commits == ["rankwright train"]
+    assert {file.split("/")[0] for file in repo.files if "/" in file} == {"1_LogitScore", "adapter"}
+    assert "adapter/adapter_model.safetensors" in repo.files
+    local = {file: (out / file).read_bytes() for file in repo.files}
+    changed = {file for file in local if local[file] != repo.files[file]}
+    assert changed == {
+        "rankwright.json",
+        "adapter/rankwright.json",
+        "adapter/adapter_config.json",
+    }
+    told = b"".join(d for name, d in repo.files.items() if not name.endswith("safetensors"))
+    assert str(tmp_path).encode() not in told
+    assert TOKEN.encode() not in told
+    assert all(e.documents[0].encode() not in told for e in rows)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, "was refused (401): nobody is logged in, or the token is not valid; log in with"),
+        (403, "was refused (403): the token may not write there; check the owner, or log in"),
+        (404, "was not found (404), or the token may not see it; check owner and name"),
+        (500, ": the hub answered 500"),
+    ],
+)
+def test_a_push_that_is_refused_is_one_line(logged_in: Hub, status: int, message: str) -> None:
+    logged_in.refuse_writing = status
+    told = refusal(prepare_push, "owner/new")
+    assert told.startswith(f"model 'owner/new' on Hugging Face{'' if status == 500 else ' '}")
+    assert message in told
+
+
+def test_a_push_without_a_hub(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody logged in, offline, a port that refuses, and a name that cannot be one."""
+    assert "(401): nobody is logged in" in refusal(prepare_push, "owner/new")
+    assert "'a b/c' is no name of a repository" in refusal(prepare_push, "a b/c")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    huggingface_hub.close_session()
+    assert refusal(prepare_push, "owner/new", token=TOKEN).endswith(
+        "HF_HUB_OFFLINE=1 forbids to push; unset it"
+    )
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        port = server.server_address[1]
+    point_at(f"http://127.0.0.1:{port}", tmp_path, monkeypatch)
+    assert refusal(prepare_push, "owner/new", token=TOKEN) == (
+        f"model 'owner/new' on Hugging Face cannot be reached ({REFUSED}); check the network and "
+        "try again"
+    )
+
+
+def test_only_paths_are_cut() -> None:
+    """Names on a hub, instructions and prompts of several lines stay whole."""
+    kept: dict[str, Any] = {
+        "model": "owner/name",
+        "instruction": "Given a query / find it",
+        "suffix": "/end\n",
+        "numbers": [1, 0.5, None, True],
+    }
+    assert without_paths(kept) == kept
+    paths = ["/home/me/rows.jsonl", "../x/rows.jsonl", "~/d/rows.jsonl", "C:\\me\\rows.jsonl"]
+    assert without_paths({"dataset": paths}) == {"dataset": ["rows.jsonl"] * 4}
 
 
 # ------------------------------------------------------------------------------------ local paths

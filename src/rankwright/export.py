@@ -49,6 +49,11 @@ OPSET = 20
 # protobuf ends at 2 GiB; above this, weights stand in a file of their own
 INLINE_BYTES = 1 << 30
 CHECK_BATCH = 8
+# of metrics.json, what goes on with the model: neither its rows nor how fast it was trained
+RECORD = (
+    "before", "after", "first_stage", "intervals", "tie_rate", "train_loss", "steps", "dropped",
+    "rows", "data",
+)  # fmt: skip
 
 
 @dataclass
@@ -295,7 +300,9 @@ def _record(folder: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) and "after" in record else {}
+    if not isinstance(record, dict):
+        return {}
+    return {name: record[name] for name in RECORD if name in record}
 
 
 def _finish(

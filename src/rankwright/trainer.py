@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
-from rankwright import run_folder
+from rankwright import hub, run_folder
 from rankwright.arguments import TrainArguments, cache_folder, load_options, resolve
 from rankwright.data.batches import BatchPlan, GroupDataset, Sampling
 from rankwright.data.collate import Collator
@@ -43,11 +43,11 @@ from rankwright.data.readers import LoadedData, Purpose, dataset_instructions
 from rankwright.data.store import load_store
 from rankwright.data.tokens import allow_forks, quiet_tokenizers, token_store
 from rankwright.errors import CheckpointError, ConfigError, DataError
-from rankwright.evaluation import EvaluationResult, evaluate_scores
+from rankwright.evaluation import EvaluationResult, bootstrap_interval, evaluate_scores
 from rankwright.losses import LOSSES, Loss, LossSum
 from rankwright.metrics import parse_metric, parse_metrics
 from rankwright.models import checkpoint
-from rankwright.models.card import write_card
+from rankwright.models.card import base_name, hub_id, write_card
 from rankwright.models.checkpoint import Loaded, LoadOptions
 from rankwright.models.lora import add_adapters
 from rankwright.progress import bar, console, tracked
@@ -672,6 +672,8 @@ def train_on(
     except (ValueError, ImportError, RuntimeError) as error:
         # such as --report_to with a tracker that is unknown or not installed
         raise ConfigError(str(error).strip().splitlines()[0]) from error
+    # a wrong name or a missing log-in shows before the training, not behind it
+    target = _push_target(arguments) if args.process_index == 0 else None
     if arguments.run.overwrite and run_folder.is_run(output) and args.process_index == 0:
         # only here is every argument known to be good
         run_folder.clear(output)
@@ -713,8 +715,57 @@ def train_on(
     lengths = trainer.lengths_everywhere()
     if args.should_save:
         rows = {"train": _row_counts(train_examples), "validation": _row_counts(val_examples)}
-        _save_final(trainer, arguments, result, {"lengths": lengths, "rows": rows})
+        more = {"lengths": lengths, "rows": rows, "data": _data_names(arguments)}
+        name = target.name if target is not None else output.name
+        _save_final(trainer, arguments, result, more, name)
+        if target is not None:
+            _push(output, target)
     return result
+
+
+def _push_target(arguments: TrainArguments) -> hub.Target | None:
+    """The repository that ``--push_to_hub`` names, made or found; None without the flag."""
+    given = arguments.training
+    if not given.get("push_to_hub"):
+        return None
+    strategy = given.get("hub_strategy", "end")
+    if str(getattr(strategy, "value", strategy)) != "end":
+        raise ConfigError(
+            f"--hub_strategy {strategy} would push checkpoints; only the final model is pushed, "
+            "so leave it out"
+        )
+    private = given.get("hub_private_repo")
+    return hub.prepare_push(
+        given.get("hub_model_id") or Path(given["output_dir"]).absolute().name,
+        private=True if private is None else bool(private),
+        revision=given.get("hub_revision"),
+        token=given.get("hub_token"),
+    )
+
+
+def _push(output: Path, target: hub.Target) -> None:
+    """Upload the final model: neither checkpoints, nor rows, nor what the run logged."""
+    patterns = (*checkpoint.FILES, run_folder.ADAPTER_FOLDER, run_folder.METRICS_FILE)
+    try:
+        url = hub.push_folder(output, target, patterns=patterns, message="rankwright train")
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}. The model is saved in {output}; rankwright export --model {output} --to "
+            f"merged --output DIR --push_to_hub {target.name} pushes it later"
+        ) from error
+    console.print(f"pushed to {target.name}: {url}", markup=False, soft_wrap=True)
+
+
+def _data_names(arguments: TrainArguments) -> dict[str, Any]:
+    """What the model card says of the rows and the base model; of local paths the last part."""
+    data = arguments.data
+    names = [*data.dataset, *data.val_dataset]
+    return {
+        "base_model": hub_id(arguments.model.model),
+        "hub_datasets": list(dict.fromkeys(filter(None, map(hub_id, names)))),
+        "training_files": [base_name(name) for name in data.dataset],
+        "validation_files": [base_name(name) for name in data.val_dataset],
+    }
 
 
 def _row_counts(examples: Sequence[Example]) -> dict[str, int]:
@@ -883,6 +934,9 @@ def _training_arguments(
     values = dict(arguments.training)
     metrics = [str(m) for m in parse_metrics(arguments.run.metrics)]
     values.pop("resume_from_checkpoint", None)
+    for name in [name for name in values if name == "push_to_hub" or name.startswith("hub_")]:
+        # the Trainer would push every checkpoint, and publicly; see _push
+        values.pop(name)
     values.setdefault("report_to", "none")
     values["remove_unused_columns"] = False
     values["logging_nan_inf_filter"] = False
@@ -1064,8 +1118,34 @@ def _logged_before(trainer: _Trainer) -> dict[str, float] | None:
     return None
 
 
+def _intervals(result: TrainResult) -> dict[str, dict[str, tuple[float, float]]]:
+    """Bootstrap intervals over queries, by stage and metric; none of a single query."""
+    values: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
+    for stage, found in (("before", result.before), ("after", result.after)):
+        if found is not None:
+            values[stage] = {name: found.values(name) for name in found.metrics}
+    after = result.after
+    if after is not None and after.first_stage_per_query is not None:
+        values["first_stage"] = {
+            name: values_Q[after.has_positive]
+            for name, values_Q in after.first_stage_per_query.items()
+        }
+    return {
+        stage: {
+            name: bootstrap_interval(values_Q, seed=0)
+            for name, values_Q in found.items()
+            if len(values_Q) > 1
+        }
+        for stage, found in values.items()
+    }
+
+
 def _save_final(
-    trainer: _Trainer, arguments: TrainArguments, result: TrainResult, more: dict[str, Any]
+    trainer: _Trainer,
+    arguments: TrainArguments,
+    result: TrainResult,
+    more: dict[str, Any],
+    name: str,
 ) -> None:
     """Put the final model into the output folder itself, beside the checkpoints."""
     folder = result.output_dir
@@ -1073,7 +1153,7 @@ def _save_final(
     try:
         run_folder.clean(folder)
         work.mkdir(parents=True)
-        _write_final(trainer, arguments, result, more, work)
+        _write_final(trainer, arguments, result, more, name, work)
         run_folder.finish_files(work, folder, checkpoint.SPEC_FILE)
     except (OSError, SafetensorError) as error:
         run_folder.clean(folder)
@@ -1089,6 +1169,7 @@ def _write_final(
     arguments: TrainArguments,
     result: TrainResult,
     more: dict[str, Any],
+    name: str,
     folder: Path,
 ) -> None:
     adapted = trainer.loaded.model.model is not trainer.loaded.model.hf
@@ -1102,6 +1183,8 @@ def _write_final(
     metrics = {
         "before": result.before.metrics if result.before else _logged_before(trainer),
         "after": result.after.metrics if result.after else None,
+        "first_stage": result.after.first_stage_metrics if result.after else None,
+        "intervals": _intervals(result),
         "tie_rate": result.after.tie_rate if result.after else None,
         "train_loss": result.train_loss,
         "steps": result.steps,
@@ -1120,4 +1203,4 @@ def _write_final(
         )
     text = json.dumps(metrics, indent=2) + "\n"
     (folder / run_folder.METRICS_FILE).write_text(text, encoding="utf-8")
-    write_card(trainer.loaded, folder, metrics, name=result.output_dir.name)
+    write_card(trainer.loaded, folder, metrics, name=name)

@@ -99,7 +99,7 @@ def run(words: list[str]) -> int:
             result.folder, target, message=f"rankwright export --to {arguments.to}"
         )
         seen = "public" if arguments.public else "private"
-        console.print(f"pushed to {target.name} ({seen}): {url}", markup=False)
+        console.print(f"pushed to {target.name} ({seen}): {url}", markup=False, soft_wrap=True)
     return 0
 
 

@@ -294,7 +294,7 @@ def metadata(facts: Facts, record: dict[str, Any], license_name: str | None) -> 
         license=license_name,
         base_model=base,
         datasets=data.get("hub_datasets") or None,
-        model_name=base_name(facts.name),
+        model_name=base_name(facts.name) if results else None,
         eval_results=results or None,
     )
     return str(values.to_yaml())
@@ -316,12 +316,10 @@ def _data(record: dict[str, Any], training: dict[str, Any]) -> str:
         found = data.get(key) or [base_name(str(n)) for n in training.get(argument) or []]
         return ", ".join(map(escape, found)) or "split off the training rows"
 
-    lines = [
-        f"- Training rows: {names('training_files', 'dataset')}{_count(data, 'training_rows')}"
-    ]
+    lines = [f"- Training rows: {names('training_files', 'dataset')}{_count(record, 'train')}"]
     if record.get("after"):
         held = names("validation_files", "val_dataset")
-        lines.append(f"- Validation rows: {held}{_count(data, 'validation_rows')}")
+        lines.append(f"- Validation rows: {held}{_count(record, 'validation')}")
     dropped = record.get("dropped") or {}
     if dropped:
         parts = ", ".join(f"{count} with {escape(reason)}" for reason, count in dropped.items())
@@ -329,8 +327,12 @@ def _data(record: dict[str, Any], training: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _count(data: dict[str, Any], name: str) -> str:
-    return f" ({data[name]} queries)" if data.get(name) is not None else ""
+def _count(record: dict[str, Any], part: str) -> str:
+    counts = (record.get("rows") or {}).get(part)
+    if not counts:
+        return ""
+    rows, positives, negatives = (counts[name] for name in ("rows", "positives", "negatives"))
+    return f" ({rows} queries, {positives} positive and {negatives} negative documents)"
 
 
 def _validation(record: dict[str, Any]) -> str:

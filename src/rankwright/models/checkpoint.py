@@ -605,6 +605,8 @@ def write_files(
     if adapted and not merge:
         # the vocabulary is never changed; peft would ask the hub whether it was
         model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
+        # peft's card is empty but for the base model's path on this machine
+        (folder / "README.md").unlink(missing_ok=True)
     else:
         hf = _merged(model) if adapted else model
         if loaded.spec.kind == "classification":

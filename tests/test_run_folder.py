@@ -160,7 +160,7 @@ def test_a_full_disk_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     output = tmp_path / "out"
-    monkeypatch.setattr(checkpoint, "write_card", full)
+    monkeypatch.setattr("rankwright.trainer.write_card", full)
     with pytest.raises(CheckpointError, match=r"the final model cannot be written to .*out \(No s"):
         train_on(arguments(tmp_path / "base", output), ROWS, [])
     monkeypatch.undo()

@@ -156,7 +156,7 @@ def test_a_full_disk(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 def test_a_full_disk_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The final model is written from the last checkpoint by the same command once more."""
 
-    def full(*args: Any) -> None:
+    def full(*args: Any, **named: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     output = tmp_path / "out"

@@ -104,8 +104,11 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_unknown_flag_names_the_nearest(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert mistake(capsys, command, "--modle", "m") == (
-        "--modle is not an argument; did you mean --model?"
+    from dataclasses import fields
+
+    name = max((f.name for kind in cli.module(command).types() for f in fields(kind)), key=len)
+    assert mistake(capsys, command, f"--{name}x", "m") == (
+        f"--{name}x is not an argument; did you mean --{name}?"
     )
 
 

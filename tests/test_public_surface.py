@@ -14,9 +14,9 @@ from rankwright.arguments import GROUPS
 # fmt: off
 NAMES = [
     "Calibration", "CheckpointError", "ConfigError", "DataError", "EvaluationResult", "Example",
-    "ExportResult", "Passages", "RankedDocument", "RankwrightError", "Reranker", "TrainResult",
-    "__version__", "evaluate", "export_model", "load_examples", "offsets_from_flat_labels",
-    "ranking_metrics", "train",
+    "ExportResult", "MiningResult", "Passages", "RankedDocument", "RankwrightError", "Reranker",
+    "TrainResult", "__version__", "evaluate", "export_model", "load_examples", "mine",
+    "offsets_from_flat_labels", "ranking_metrics", "train",
 ]
 MODEL_FLAGS = {
     "model", "task_type", "use_hf", "revision", "torch_dtype", "trust_remote_code", "max_length",
@@ -62,6 +62,15 @@ FLAGS = {
     },
     "check": MODEL_FLAGS | {
         "dataset", "instructions", "val_dataset", "val_instructions", "data_format",
+    },
+    "mine": {
+        "queries", "corpus", "output", "data_format", "split", "use_hf", "work_dir",
+        "method", "bm25_stopwords", "bm25_stemmer", "bm25_k1", "bm25_b",
+        "dense_model", "query_prompt", "document_prompt", "dense_batch_size",
+        "number", "range_min", "range_max", "absolute_margin", "relative_margin", "max_score",
+        "min_score", "sampling", "seed", "keep_negatives", "candidates",
+        "teacher", "teacher_max", "teacher_absolute_margin", "teacher_relative_margin",
+        "teacher_max_length",
     },
 }
 # fmt: on

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rankwright.evaluation import EvaluationResult, evaluate
     from rankwright.export import ExportResult, export_model
     from rankwright.metrics import offsets_from_flat_labels, ranking_metrics
+    from rankwright.mining import MiningResult, mine
     from rankwright.ranking import RankedDocument, Reranker
     from rankwright.templates import Passages
     from rankwright.trainer import TrainResult, train
@@ -30,6 +31,7 @@ _LAZY = {
     "Calibration": "rankwright.calibration",
     "EvaluationResult": "rankwright.evaluation",
     "ExportResult": "rankwright.export",
+    "MiningResult": "rankwright.mining",
     "Passages": "rankwright.templates",
     "RankedDocument": "rankwright.ranking",
     "Reranker": "rankwright.ranking",
@@ -37,6 +39,7 @@ _LAZY = {
     "evaluate": "rankwright.evaluation",
     "export_model": "rankwright.export",
     "load_examples": "rankwright.data.readers",
+    "mine": "rankwright.mining",
     "offsets_from_flat_labels": "rankwright.metrics",
     "ranking_metrics": "rankwright.metrics",
     "train": "rankwright.trainer",
@@ -50,6 +53,7 @@ __all__ = [
     "EvaluationResult",
     "Example",
     "ExportResult",
+    "MiningResult",
     "Passages",
     "RankedDocument",
     "RankwrightError",
@@ -59,6 +63,7 @@ __all__ = [
     "evaluate",
     "export_model",
     "load_examples",
+    "mine",
     "offsets_from_flat_labels",
     "ranking_metrics",
     "train",

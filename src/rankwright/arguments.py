@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -236,6 +237,152 @@ class RunArguments:
     )
     resume: bool = _option(False, "go on from the last checkpoint in --output_dir")
     overwrite: bool = _option(False, "replace the run that --output_dir holds")
+
+
+RETRIEVERS = ("bm25", "dense")
+SAMPLINGS = ("top", "random")
+
+
+@dataclass
+class MiningArguments:
+    """Queries in, queries with hard negatives out."""
+
+    queries: list[str] = _option(  # noqa: RUF009
+        [], "rows with positives (files, folders, hub ids; any row format), or a BEIR folder"
+    )
+    corpus: str | None = _option(
+        None,
+        "documents: rows of text with _id or id and title, or a BEIR folder; default: that of the "
+        "BEIR folder in --queries, else all documents of the rows",
+    )
+    output: str = _option("", "rows to write: .jsonl, .parquet or .arrow")
+    method: list[str] = _option(  # noqa: RUF009
+        ["bm25"], "bm25, dense, or both: their lists are then fused by reciprocal rank (k = 60)"
+    )
+    number: int = _option(7, "negatives of a row")
+    range_min: int = _option(0, "leave out the so many best documents that are no positives")
+    range_max: int | None = _option(
+        None,
+        "look at the so many best documents that are no positives; default: range_min + 10 x "
+        "number, at least 100 beyond range_min",
+    )
+    absolute_margin: float | None = _option(
+        None, "leave out what scores above the lowest positive's score minus this"
+    )
+    relative_margin: float | None = _option(
+        None, "leave out what scores above the lowest positive's score minus this share of it"
+    )
+    max_score: float | None = _option(None, "leave out what scores above this")
+    min_score: float | None = _option(None, "leave out what scores below this")
+    sampling: str = _option("top", "top: the best that are left; random: any of them")
+    seed: int = _option(42, "of --sampling random")
+    teacher: str | None = _option(
+        None, "reranker that scores positives and candidates and filters by its probability"
+    )
+    teacher_max: float | None = _option(
+        None, "leave out what the teacher gives a probability above this"
+    )
+    teacher_absolute_margin: float | None = _option(
+        None, "leave out probabilities above the lowest positive's minus this"
+    )
+    teacher_relative_margin: float | None = _option(
+        None,
+        "leave out probabilities above the lowest positive's minus this share of it; default 0.05 "
+        "(TopK-PercPos, 95 %) where no other teacher limit is given",
+    )
+    teacher_max_length: int | None = _option(
+        None, "most tokens of a pair for the teacher; default: its own"
+    )
+    keep_negatives: bool = _option(
+        False, "keep the negatives of the rows beside the mined ones; false: replace them"
+    )
+    candidates: int | None = _option(
+        None,
+        "write the so many best documents of every query as found, labelled, in place of sampled "
+        "negatives: rows for rankwright evaluate",
+    )
+    bm25_stopwords: str = _option(
+        "en", "words that BM25 leaves out: none, or a list of bm25s by language (en, de, fr, ...)"
+    )
+    bm25_stemmer: str = _option("s", "s: takes off the English plural s (Harman 1991); none")
+    bm25_k1: float = _option(1.5, "BM25: how soon repeated words stop to count")
+    bm25_b: float = _option(0.75, "BM25: how much long documents are held back, 0 to 1")
+    dense_model: str | None = _option(
+        None, "sentence-transformers model of --method dense: folder or hub id"
+    )
+    query_prompt: str | None = _option(
+        None, "text before every query for the dense model; default: its own"
+    )
+    document_prompt: str | None = _option(
+        None, "text before every document for the dense model; default: its own"
+    )
+    dense_batch_size: int = _option(32, "texts that the dense model embeds at a time")
+    work_dir: str | None = _option(
+        None,
+        "folder for finished pieces, kept for further runs; default: OUTPUT.part, from which a run "
+        "that was stopped goes on, removed at the end",
+    )
+    data_format: str | None = _option(None, "row format; default: detected")
+    split: str | None = _option(None, "which files of a folder or hub dataset; default: train")
+    use_hf: bool = _option(True, "ids are on Hugging Face; false: on ModelScope")
+
+
+def check_mining_arguments(given: MiningArguments) -> None:
+    """Say what does not fit.
+
+    Raises:
+        ConfigError: a value is out of its range, or two do not go together.
+    """
+    if not given.queries:
+        raise ConfigError("--queries is missing; give rows with positives, or a BEIR folder")
+    if not given.output.endswith((".jsonl", ".parquet", ".arrow")):
+        raise ConfigError(
+            f"--output {given.output!r} has an ending that is not known; it must be .jsonl, "
+            ".parquet or .arrow"
+        )
+    for name, allowed in (("method", RETRIEVERS), ("sampling", SAMPLINGS)):
+        value = getattr(given, name)
+        values = value if isinstance(value, list) else [value]
+        unknown = [one for one in values if one not in allowed]
+        if unknown or not values or len(set(values)) < len(values):
+            shown = " ".join(unknown or values)
+            raise ConfigError(f"--{name} {shown!r} is not known; choose from {', '.join(allowed)}")
+    whole = {"number": 1, "range_min": 0, "range_max": 1, "candidates": 1, "dense_batch_size": 1}
+    for name, least in whole.items():
+        value = getattr(given, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name} {value} is less than {least}")
+    if given.range_max is not None and given.range_max < given.range_min + given.number:
+        raise ConfigError(
+            f"--range_max {given.range_max} leaves fewer than --number {given.number} documents "
+            f"behind --range_min {given.range_min}; raise it"
+        )
+    for name in ("max_score", "min_score", "absolute_margin", "relative_margin", "bm25_k1"):
+        value = getattr(given, name)
+        if value is not None and (not math.isfinite(value) or (name == "bm25_k1" and value < 0)):
+            raise ConfigError(f"--{name} {value} is no number that scores can be compared with")
+    shares = ("teacher_max", "teacher_absolute_margin", "teacher_relative_margin", "bm25_b")
+    for name in shares:
+        value = getattr(given, name)
+        if value is not None and not 0 <= value <= 1:
+            raise ConfigError(f"--{name} {value} is not between 0 and 1")
+        if name.startswith("teacher") and value is not None and given.teacher is None:
+            raise ConfigError(f"--{name} needs --teacher; name the reranker")
+    if given.bm25_stemmer not in ("s", "none"):
+        raise ConfigError(f"--bm25_stemmer {given.bm25_stemmer!r} is not known; give s or none")
+    if ("dense" in given.method) != (given.dense_model is not None):
+        raise ConfigError("--method dense and --dense_model belong together; give both or neither")
+    if given.candidates is not None:
+        names = ("range_max", "absolute_margin", "relative_margin", "max_score", "min_score")
+        used = [name for name in names if getattr(given, name) is not None]
+        used += [name for name in shares[:3] if getattr(given, name) is not None]
+        used += [name for name in ("range_min", "keep_negatives") if getattr(given, name)]
+        used += ["sampling"] if given.sampling != "top" else []
+        if used:
+            raise ConfigError(
+                f"--candidates writes lists as they were found, and --{used[0]} would change them; "
+                "leave one of them out"
+            )
 
 
 # DeepSpeed's stages by ms-swift's names; "auto" is filled in from the arguments by transformers

@@ -72,6 +72,11 @@ COMMANDS: dict[str, Command] = {
         "A and B are models (folders or ids) or TREC run files; A may be first_stage, the order\n"
         "of the rows' own first-stage scores. Arguments of the model hold for both.",
     ),
+    "mine": Command(
+        "negatives: rankwright mine --queries rows.jsonl --corpus docs.jsonl --output mined.jsonl",
+        "--queries FILE ... [--corpus FILE] --output FILE [arguments]",
+        "Rows keep the first stage's scores and order; the report is written beside them.",
+    ),
     "check": Command(
         "look at rows and models before training: rankwright check rows.jsonl --model M",
         "[FILE ...] [--model M] [arguments]",

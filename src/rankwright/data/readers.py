@@ -35,7 +35,8 @@ from rankwright.types import Example
 
 logger = logging.getLogger(__name__)
 
-Purpose = Literal["train", "eval"]
+# to mine is to read what is judged, whatever run lies beside it
+Purpose = Literal["train", "eval", "mine"]
 Progress = Callable[[str, int], None]
 
 EMPTY_DOCUMENT = "empty document"
@@ -1204,10 +1205,10 @@ def _beir_examples(
                     "different scores; keep one"
                 )
     split = split or _split_of(qrels_files[0], folder)
-    run_file = _choose_run(folder, split)
+    run_file = None if purpose == "mine" else _choose_run(folder, split)
     run = _beir_run(run_file, name(run_file)) if run_file else None
     scored = run is not None
-    if run is None and (top_ranked := _parts(folder, "top_ranked")):
+    if run is None and purpose != "mine" and (top_ranked := _parts(folder, "top_ranked")):
         run = {}
         for path in _choose_split(top_ranked, folder, shown, split, purpose):
             for row in read_rows(path, shown=name(path)):
@@ -1323,7 +1324,11 @@ def _row_files(folder: Path, *, deep: bool = True) -> list[Path]:
         for path in found
         if path.name.lower().endswith(ENDINGS)
         and path.name not in _NOT_ROWS
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not path.name.endswith(".report.json")
+        and not any(
+            part.startswith(".") or part.endswith(".part")
+            for part in path.relative_to(folder).parts
+        )
         and path.is_file()
     )
 
@@ -1343,7 +1348,7 @@ def _choose_split(
                 "that is in a file's name"
             )
         return chosen or files
-    for usual in ("train",) if purpose == "train" else ("dev", "test"):
+    for usual in ("train",) if purpose != "eval" else ("dev", "test"):
         chosen = [path for path in files if by_split[path] == usual]
         if chosen and len(chosen) < len(files):
             left_out = len(files) - len(chosen)
@@ -1525,7 +1530,8 @@ def load_examples(
         seed: of the sampling number.
         use_hf: the hub of an id: Hugging Face, or ModelScope.
         revision: of hub datasets.
-        purpose: what the rows are for; ``train`` warns of a known benchmark's test split.
+        purpose: what the rows are for; ``train`` and ``mine`` warn of a known benchmark's test
+            split, and ``mine`` reads all that is judged in a BEIR folder, whatever run it holds.
         progress: called with a file's name and the rows read so far, now and then.
 
     Returns:
@@ -1675,7 +1681,7 @@ def _read_source(
                 f"{name}: the layout 'beir' needs a corpus and queries in the folder "
                 "(corpus.jsonl, queries.jsonl)"
             )
-        if purpose == "train":
+        if purpose != "eval":
             qrels = _parts(folder, "qrels")
             chosen = _choose_split(qrels, folder, name, split, purpose) if qrels else []
             _warn_of_benchmark(name, chosen, folder, report)
@@ -1686,12 +1692,12 @@ def _read_source(
             raise DataError(
                 f"{name}: the layout 'beir' is a folder, and this is a file; give the folder"
             )
-        if purpose == "train":
+        if purpose != "eval":
             _warn_of_benchmark(str(path.parent), [path], path.parent, report)
         yield name, *_file_examples(path, name, None, named, report, progress)
         return
     files = _files(path, name, subset, split, purpose)
-    if purpose == "train":
+    if purpose != "eval":
         _warn_of_benchmark(name, files, path, report)
     for file in files:
         relative = file.relative_to(path)
@@ -1732,3 +1738,62 @@ def iter_queries(source: str) -> Iterator[Example]:
         )
     if not found:
         raise DataError(f"{source}: no row was found; give rows of query and documents")
+
+
+def corpus_of(dataset: Sequence[str], *, use_hf: bool = True) -> str | None:
+    """The name of the dataset if it is one BEIR folder, which brings its corpus along, else None.
+
+    Args:
+        dataset: as ``load_examples`` takes it.
+        use_hf: the hub of an id.
+    """
+    specs = _specs(dataset)
+    path, subset = _locate(specs[0].name, use_hf, None)
+    if subset and (path / subset).is_dir():
+        path /= subset
+    return specs[0].name if len(specs) == 1 and path.is_dir() and _is_beir(path) else None
+
+
+def iter_documents(
+    source: str | Path,
+    *,
+    use_hf: bool = True,
+    revision: str | None = None,
+) -> Iterator[tuple[str, str, str]]:
+    """Stream the documents of a corpus: rows of ``text`` with an ``_id`` or ``id`` and a ``title``.
+
+    Args:
+        source: a file that ``read_rows`` reads, a folder of such files, a BEIR folder or a hub id.
+        use_hf: the hub of an id: Hugging Face, or ModelScope.
+        revision: of a hub dataset.
+
+    Yields:
+        Id, text and place of each document. The text is title, space, text, as BEIR has it, and may
+        be empty; a row without an id has the file's name and its line for one.
+
+    Raises:
+        ConfigError: a hub dataset cannot be had.
+        DataError: a file or row cannot be read, with its line, or there is no file.
+    """
+    name = str(source)
+    path, subset = _locate(name, use_hf, revision)
+    if path.is_dir():
+        folder = path / subset if subset else path
+        files = _parts(folder, "corpus") or _row_files(folder)
+        if not files:
+            raise DataError(
+                f"{name}: the folder holds no file of documents ({_ENDINGS_IN_WORDS}); give another"
+            )
+        shown = {file: f"{name}/{file.relative_to(path).as_posix()}" for file in files}
+    else:
+        shown = {path: name}
+    for file, file_name in shown.items():
+        for row in read_rows(file, shown=file_name):
+            if "text" not in row.columns:
+                row.text("text")
+            text = _checked_text(row, "'text'", row.values.get("text", ""))
+            yield (
+                row.identifier("_id", "id") or row.default_id,
+                _titled(row, "'title'", row.values.get("title"), text),
+                row.place,
+            )

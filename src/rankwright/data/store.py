@@ -261,7 +261,7 @@ def load_store(
         "code": [inspect.getsource(module) for module in (readers, outlines)],
         "schemas": [str(schema) for schema in _schemas()],
         "dataset": names,
-        "files": [_stamp(path) for path in files],
+        "files": [file_stamp(path) for path in files],
         "options": options,
         # it only chooses samples
         "seed": seed if any("#" in name for name in names) else None,
@@ -304,7 +304,8 @@ def load_store(
     return LoadedData(store, report, [Source(*source) for source in meta["sources"]])
 
 
-def _stamp(path: Path) -> tuple[str, str, int, int]:
+def file_stamp(path: Path) -> tuple[str, str, int, int]:
+    """What a file is known by between runs: its names, its size, the time of its change."""
     # its name, too: links of a hub's snapshot may change theirs, and splits are told by it
     status = path.stat()
     return str(path), str(path.resolve()), status.st_size, status.st_mtime_ns

@@ -27,14 +27,12 @@ import inspect
 import json
 import logging
 import math
-import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -42,9 +40,10 @@ from rich.table import Table
 from rankwright import retrieval
 from rankwright.arguments import MiningArguments, check_mining_arguments, unknown_argument
 from rankwright.data import readers
-from rankwright.data.cache import arrow_file, cached, digest, read_meta, write_meta
+from rankwright.data.cache import META, arrow_file, cached, digest
 from rankwright.data.store import file_stamp, load_store
 from rankwright.errors import ConfigError, DataError
+from rankwright.files import read_marker, replacing, write_marker
 from rankwright.progress import tracked
 from rankwright.retrieval import BM25, Analyzer, Dense, Floats, Ints
 from rankwright.types import Example
@@ -175,27 +174,6 @@ class MiningResult:
 # --------------------------------------------------------------------------------- pieces of work
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file that takes its name only when it is whole and on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(".part", f".{path.name}.", path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        # what others may read is theirs to say, as for a file that is opened by its name
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
 def _piece(path: Path, make: Callable[[], Any]) -> Any:
     """An Arrow table that is made once."""
     import pyarrow as pa
@@ -207,7 +185,7 @@ def _piece(path: Path, make: Callable[[], Any]) -> Any:
     with contextlib.suppress(FileNotFoundError, pa.ArrowInvalid):
         return read()
     table = make()
-    with _replacing(path) as file, pa.ipc.new_file(file, table.schema) as writer:
+    with replacing(path) as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     return read()
 
@@ -239,7 +217,7 @@ class _Corpus:
     def __init__(self, folder: Path) -> None:
         import pyarrow as pa
 
-        self.meta = read_meta(folder)
+        self.meta = read_marker(folder, META)
         with pa.memory_map(str(folder / "documents.arrow")) as source:
             table = pa.ipc.open_stream(source).read_all()
         self._ids, self._texts = table.column("id"), table.column("text")
@@ -290,7 +268,7 @@ def _write_corpus(folder: Path, documents: Iterable[tuple[str, str, str]]) -> No
                 counts[REPEATED_DOCUMENT] += 1
                 continue
             writer.write({"id": identifier, "text": text}, len(text))
-    write_meta(folder, {"counts": dict(counts)})
+    write_marker(folder, META, {"counts": dict(counts)})
 
 
 def _documents_of(examples: Sequence[Example]) -> Iterator[tuple[str, str, str]]:
@@ -644,10 +622,10 @@ class _Run:
                         advance(len(block))
 
                 BM25(texts(), terms, k1=given.bm25_k1, b=given.bm25_b).save(folder)
-            write_meta(folder, {})
+            write_marker(folder, META, {})
 
         def read(folder: Path) -> BM25:
-            read_meta(folder)
+            read_marker(folder, META)
             return BM25.load(folder, terms)
 
         index = cached(
@@ -1119,7 +1097,7 @@ def _write_rows(path: Path, tables: Iterable[Any], schema: Any) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with _replacing(path) as file:
+    with replacing(path) as file:
         if path.suffix == ".jsonl":
             for table in tables:
                 for row in table.to_pylist():
@@ -1189,7 +1167,7 @@ def mine(arguments: MiningArguments | None = None, /, **given: Any) -> MiningRes
 
         _write_rows(output, tables(), _schema(arguments.teacher is not None))
         report = run.report(counts)
-        with _replacing(report_file) as file:
+        with replacing(report_file) as file:
             text = json.dumps(dataclasses.asdict(report), ensure_ascii=False, indent=1)
             file.write(text.encode() + b"\n")
         if not report.positives_in_corpus:

@@ -96,7 +96,7 @@ def test_the_module_and_its_exit_code() -> None:
 
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert mistake(capsys, "serve").startswith("'serve' is not a command; ")
+    assert mistake(capsys, "summon").startswith("'summon' is not a command; ")
     assert mistake(capsys, "xyz") == (
         f"'xyz' is not a command; choose from {', '.join(cli.COMMANDS)}"
     )

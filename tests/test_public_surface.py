@@ -60,6 +60,11 @@ FLAGS = {
         "to", "output", "dataset", "data_format", "split", "tolerance", "quantize",
         "max_ndcg_loss", "push_to_hub", "public",
     },
+    "serve": MODEL_FLAGS | PASSAGE_FLAGS | {
+        "host", "port", "api_key", "allow_anonymous", "served_model_name", "batch_tokens",
+        "max_wait_ms", "max_documents", "max_bytes", "max_tokens", "max_queue", "timeout",
+        "access_log",
+    },
     "check": MODEL_FLAGS | {
         "dataset", "instructions", "val_dataset", "val_instructions", "data_format",
     },

@@ -77,6 +77,13 @@ COMMANDS: dict[str, Command] = {
         "--queries FILE ... [--corpus FILE] --output FILE [arguments]",
         "Rows keep the first stage's scores and order; the report is written beside them.",
     ),
+    "serve": Command(
+        "serve:     rankwright serve --model output",
+        "--model M [M ...] [--port N] [arguments]",
+        "POST /rerank, /v1/rerank and /v2/rerank as clients of Cohere, Jina, vLLM, Infinity and\n"
+        "Text Embeddings Inference send it, /score; /health, /info, /metrics, /v1/models; a page "
+        "at /.",
+    ),
     "check": Command(
         "look at rows and models before training: rankwright check rows.jsonl --model M",
         "[FILE ...] [--model M] [arguments]",

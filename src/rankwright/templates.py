@@ -551,18 +551,18 @@ class PairEncoder:
             )
         if room >= half:
             return prefix, room, False
-        kept = self._cut(query, half)
+        kept = self.cut(query, half)
         prefix = self._prefix_ids(kept, instruction)
         return prefix, self.max_length - len(prefix) - len(self.suffix), len(kept) < len(query)
 
-    def _cut(self, query: str, room: int) -> str:
-        """Return what ``room`` tokens hold of the query."""
-        encoded = self.tokenizer(query, add_special_tokens=False, return_offsets_mapping=True)
+    def cut(self, text: str, tokens: int) -> str:
+        """Return what the first ``tokens`` tokens hold of a text."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         offsets = encoded["offset_mapping"]
-        if len(offsets) <= room:
-            return query
+        if len(offsets) <= tokens:
+            return text
         # a character of several byte tokens that the cut falls into goes as a whole
-        return query[: min(offsets[room - 1][1], offsets[room][0])]
+        return text[: min(offsets[tokens - 1][1], offsets[tokens][0])]
 
 
 def _find(ids: list[int], word: list[int], start: int) -> int:

@@ -196,7 +196,7 @@ def test_every_argument_that_is_named_exists(page: str) -> None:
     text = prose(read(page))
     if "/from-" in page:
         text = re.sub(r"^\|.*?\|(?= )", "|", text, flags=re.MULTILINE)
-    for name in re.findall(r"(?<![\w-])--([a-z][a-z0-9_]+)", text):
+    for name in re.findall(r"(?<![\w-])--([a-z][a-z0-9_]+)(?![\w-])", text):
         assert name in known, f"{page}: --{name}"
     for name in re.findall(r"--loss_type ([\w*.+]+)", text):
         find_loss(name)

@@ -207,9 +207,9 @@ def planned_groups(
     examples: Sequence[Example], loss: str, seed: int, queries: int, steps: int
 ) -> list[list[Group]]:
     """The groups of each step, as rankwright's trainer plans them for this seed."""
-    needs_both = LOSSES[loss].needs_both
-    kept = [example for example in examples if usable(example, needs_both) is None]
-    dataset = GroupDataset(kept, Sampling(seed=seed, keep_unpaired=not needs_both))
+    needs = LOSSES[loss].needs
+    kept = [example for example in examples if usable(example, needs) is None]
+    dataset = GroupDataset(kept, Sampling(seed=seed, needs=needs))
     plan = BatchPlan(dataset, queries=queries)
     batches: list[list[Group]] = []
     for epoch in range(math.ceil(steps / len(plan))):

@@ -30,11 +30,12 @@ FLAGS = {
         # rows
         "dataset", "instructions", "val_dataset", "val_instructions", "split_dataset_ratio",
         "data_format", "max_positive_samples",
-        "max_negative_samples", "group", "batch_tokens", "chunk_tokens",
+        "max_negative_samples", "in_batch_negatives", "group", "batch_tokens", "chunk_tokens",
         "share_prefix", "eval_batch_tokens",
         "lazy_tokenize", "dataset_num_proc", "cache_dir", "load_from_cache_file",
         # loss
-        "loss_type", "temperature", "min_group_size", "pos_weight",
+        "loss_type", "temperature", "teacher_temperature", "min_group_size", "pos_weight", "sigma",
+        "lambda_mu", "ndcg_cutoff",
         # tuner
         "tuner_type", "lora_rank", "lora_alpha", "lora_dropout", "target_modules", "use_dora",
         "quant_bits", "merge_lora",

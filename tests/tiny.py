@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,12 @@ def examples(count: int, documents: int = 4, *, seed: int = 0, longest: int = 40
             Example(" ".join(topic), texts, labels, query_id=f"q{number}", source=f"made:{number}")
         )
     return rows
+
+
+def taught(rows: list[Example], *, seed: int = 0) -> list[Example]:
+    """Rows with the scores of a teacher, who mostly agrees with the labels."""
+    random_ = random.Random(seed)
+    return [
+        replace(row, teacher_scores=[3 * y + random_.gauss(0, 1.5) for y in row.labels])
+        for row in rows
+    ]

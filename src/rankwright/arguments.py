@@ -16,7 +16,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from rankwright.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rankwright.objective import Objective
     from rankwright.templates import Passages
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# name of the variable -> (argument, the losses it speaks of; None for all)
+# name of the variable -> (argument, the loss it speaks of; None for all)
 ENVIRONMENT: dict[str, tuple[str, str | None]] = {
     "GENERATIVE_RERANKER_POSITIVE_TOKEN": ("positive_token", None),
     "GENERATIVE_RERANKER_NEGATIVE_TOKEN": ("negative_token", None),
@@ -172,6 +173,11 @@ class DataArguments:
     data_format: str | None = _option(None, "name of the row layout; default: by columns")
     max_positive_samples: int = _option(1, "positives of a query an epoch [MAX_POSITIVE_SAMPLES]")
     max_negative_samples: int = _option(7, "negatives of each positive [MAX_NEGATIVE_SAMPLES]")
+    in_batch_negatives: int = _option(
+        0,
+        "documents of other queries of the batch that each group takes as further negatives; each "
+        "is a pair more to compute: 8 documents and 8 of these take about twice the time",
+    )
     group: str = _option("positive", "positive: a positive with its negatives; all: the whole row")
     batch_tokens: int | None = _option(
         None, "tokens in a batch, in place of --per_device_train_batch_size"
@@ -205,12 +211,34 @@ class DataArguments:
 class LossArguments:
     """The loss."""
 
-    loss_type: str = _option("listwise", "pointwise or listwise; ms-swift's names are aliases")
-    temperature: float = _option(1.0, "of the listwise softmax [LISTWISE_RERANKER_TEMPERATURE]")
+    loss_type: str = _option(
+        "listwise",
+        "pointwise, listwise, listwise_generative, listnet, listmle, ranknet, lambda_loss, "
+        "approx_ndcg, or, from a teacher's scores, kl, margin_mse, adr_mse; ms-swift's names are "
+        "aliases. Several with weights: listwise+0.1*pointwise, where options of one alone stand "
+        "in brackets: 'listwise(temperature=0.5)+kl(temperature=2)'",
+    )
+    temperature: float = _option(
+        1.0,
+        "what scores are divided by in listwise, listwise_generative, listnet, kl, approx_ndcg and "
+        "adr_mse [LISTWISE_RERANKER_TEMPERATURE]",
+    )
+    teacher_temperature: float | None = _option(
+        None, "what the teacher's scores are divided by in kl; default: --temperature"
+    )
     min_group_size: int = _option(
-        2, "documents a listwise group needs [LISTWISE_RERANKER_MIN_GROUP_SIZE]"
+        2,
+        "documents a group needs in listwise, listwise_generative, listnet and kl "
+        "[LISTWISE_RERANKER_MIN_GROUP_SIZE]",
     )
     pos_weight: float = _option(1.0, "weight of positives in the pointwise loss")
+    sigma: float = _option(1.0, "scale of score differences in ranknet and lambda_loss")
+    lambda_mu: float = _option(
+        10.0, "weight of lambda_loss' NDCG-Loss2 beside LambdaRank's; 0: LambdaRank alone"
+    )
+    ndcg_cutoff: int | None = _option(
+        None, "k of the NDCG@k that lambda_loss approaches; default: the whole list"
+    )
 
 
 @dataclass
@@ -585,12 +613,12 @@ def _word(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def from_environment(environ: Mapping[str, str], loss: str) -> dict[str, Any]:
-    """Read the documented environment variables that speak of this loss.
+def from_environment(environ: Mapping[str, str], losses: Collection[str]) -> dict[str, Any]:
+    """Read the documented environment variables that speak of these losses.
 
     Args:
         environ: the environment.
-        loss: resolved name of the loss.
+        losses: resolved names.
 
     Raises:
         ConfigError: a value is malformed; the message names the variable.
@@ -608,7 +636,7 @@ def from_environment(environ: Mapping[str, str], loss: str) -> dict[str, Any]:
     for variable, (name, only) in ENVIRONMENT.items():
         text = environ.get(variable)
         # a variable that is set to nothing counts as unset, as shells write it
-        if text is None or not text.strip() or (only is not None and only != loss):
+        if text is None or not text.strip() or (only is not None and only not in losses):
             continue
         try:
             values[name] = convert.get(name, str)(text)
@@ -699,7 +727,7 @@ class TrainArguments:
     Attributes:
         model: the model.
         data: the rows.
-        loss: the loss; ``loss_type`` is a name in ``LOSSES``.
+        loss: the loss; ``loss_type`` is what ``parse_objective`` reads, its aliases resolved.
         tuner: full training or adapters.
         run: the run.
         training: keyword arguments for ``transformers.TrainingArguments``.
@@ -748,7 +776,7 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
     """
     from transformers import TrainingArguments
 
-    from rankwright.losses import find_loss
+    from rankwright.objective import parse_objective
 
     given = {
         ALIASES.get(name, name): value for name, value in given.items() if not _without_effect(name)
@@ -759,12 +787,13 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
         if name not in own and name not in training_names:
             raise unknown_argument(name, [*own, *training_names, *ALIASES])
     _check_types(given)
-    loss = find_loss(given.get("loss_type", LossArguments.loss_type))
-    environment = from_environment(os.environ if environ is None else environ, loss)
+    environ = os.environ if environ is None else environ
+    objective = parse_objective(given.get("loss_type", LossArguments.loss_type))
+    _check_environment(environ, objective, given)
     values = {
-        **without_tokens(environment, given),
+        **without_tokens(from_environment(environ, objective.names), given),
         **given,
-        "loss_type": loss,
+        "loss_type": str(objective),
     }
     arguments = TrainArguments(
         _filled(ModelArguments, values),
@@ -776,6 +805,25 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
     )
     _check(arguments, given)
     return arguments
+
+
+def _check_environment(
+    environ: Mapping[str, str], objective: Objective, given: Mapping[str, Any]
+) -> None:
+    """Refuse a variable of one loss where another part of a combination has the same option."""
+    for variable, (name, only) in ENVIRONMENT.items():
+        if only not in objective.names or not environ.get(variable, "").strip() or name in given:
+            continue
+        others = [
+            part.name
+            for part in objective.parts
+            if part.name != only and name in part.loss.options and name not in part.options
+        ]
+        if others:
+            raise ConfigError(
+                f"{variable} speaks of {only} alone, and {others[0]} has a {name}, too; unset the "
+                f"variable and give --{name}, or each its own: {only}({name}=...)"
+            )
 
 
 def _check_types(given: Mapping[str, Any]) -> None:
@@ -802,7 +850,7 @@ def _filled(kind: type[T], values: Mapping[str, Any]) -> T:
 
 
 def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
-    model, data, loss = arguments.model, arguments.data, arguments.loss
+    model, data = arguments.model, arguments.data
     for name in ("dataset", "val_dataset"):
         value = getattr(data, name)
         # one path, from Python; it may hold spaces
@@ -832,13 +880,11 @@ def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
         raise ConfigError(f"--split_dataset_ratio {data.split_dataset_ratio} is not in [0, 1)")
     if data.val_dataset and data.split_dataset_ratio:
         raise ConfigError("--val_dataset and --split_dataset_ratio exclude each other; give one")
-    for name, number in (("temperature", loss.temperature), ("pos_weight", loss.pos_weight)):
-        if not 0 < number < float("inf"):
-            raise ConfigError(f"--{name} {number} is not a number above 0")
+    _check_loss(arguments)
     for name, value, least in (
         ("max_positive_samples", data.max_positive_samples, 1),
         ("max_negative_samples", data.max_negative_samples, 0),
-        ("min_group_size", loss.min_group_size, 1),
+        ("in_batch_negatives", data.in_batch_negatives, 0),
         ("batch_tokens", data.batch_tokens, 1),
         ("chunk_tokens", data.chunk_tokens, 1),
         ("max_length", model.max_length, 1),
@@ -874,6 +920,29 @@ def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
         # adapters start at zero and train a fraction of the weights; ms-swift's default is the same
         arguments.training["learning_rate"] = 1e-4
     _master_weights(arguments)
+
+
+def _check_loss(arguments: TrainArguments) -> None:
+    from rankwright.losses import OPTIONS
+    from rankwright.objective import parse_objective
+
+    for name, option in OPTIONS.items():
+        value = getattr(arguments.loss, name)
+        if value is not None and (problem := option.problem(value)):
+            raise ConfigError(f"--{name} {value} {problem}")
+    data, objective = arguments.data, parse_objective(arguments.loss.loss_type)
+    if not data.in_batch_negatives:
+        return
+    if objective.teacher:
+        raise ConfigError(
+            f"--in_batch_negatives and --loss_type {objective} exclude each other: a teacher has "
+            "not scored other queries' documents; give one"
+        )
+    if arguments.training.get("per_device_train_batch_size") == 1:
+        raise ConfigError(
+            "--in_batch_negatives needs other queries in the batch; raise "
+            "--per_device_train_batch_size above 1"
+        )
 
 
 def _master_weights(arguments: TrainArguments) -> None:

@@ -37,19 +37,19 @@ from rankwright import hub, run_folder
 from rankwright.arguments import TrainArguments, cache_folder, load_options, resolve
 from rankwright.data.batches import BatchPlan, GroupDataset, Sampling
 from rankwright.data.collate import Collator
-from rankwright.data.groups import split_examples, unusable
+from rankwright.data.groups import Needs, borrow, split_examples, unusable
 from rankwright.data.outline import instructions, outline, select
 from rankwright.data.readers import LoadedData, Purpose, dataset_instructions
 from rankwright.data.store import load_store
 from rankwright.data.tokens import allow_forks, quiet_tokenizers, token_store
 from rankwright.errors import CheckpointError, ConfigError, DataError
 from rankwright.evaluation import EvaluationResult, bootstrap_interval, evaluate_scores
-from rankwright.losses import LOSSES, Loss, LossSum
 from rankwright.metrics import parse_metric, parse_metrics
 from rankwright.models import checkpoint
 from rankwright.models.card import base_name, hub_id, write_card
 from rankwright.models.checkpoint import Loaded, LoadOptions
 from rankwright.models.lora import add_adapters
+from rankwright.objective import Objective, Sums, parse_objective
 from rankwright.progress import bar, console, tracked
 from rankwright.ranking import Reranker, collator
 from rankwright.records import Lengths, length_summary, write_records
@@ -61,6 +61,8 @@ logger = logging.getLogger(__name__)
 FloatArray32 = npt.NDArray[np.float32]
 # a CPU computes rows of this length as fast as longer ones, in less memory
 CPU_SLICE_TOKENS = 4096
+# validation lists whose loss is computed at a time; losses compare the documents of a list in pairs
+LISTS = 64
 
 
 class Interrupted(KeyboardInterrupt):
@@ -132,8 +134,10 @@ class _StopEvaluationError(Exception):
     """A signal came while evaluating."""
 
 
-def _collate(collate: Collator, items: Sequence[list[Group]]) -> PackedBatch:
+def _collate(collate: Collator, borrowed: int, items: Sequence[list[Group]]) -> PackedBatch:
     groups = [group for drawn in items for group in drawn]
+    if borrowed:
+        groups = borrow(groups, borrowed)
     encoded = [collate.encode(group) for group in groups]
     batch = collate.pack(groups, encoded)
     # counted in the batch, since a worker's own counts stay in the worker
@@ -154,8 +158,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         args: TrainingArguments,
         plan: BatchPlan,
         collate: Collator,
-        loss: Loss,
-        options: dict[str, Any],
+        objective: Objective,
         reranker: Reranker,
         val_examples: Sequence[Example],
         metrics: list[str],
@@ -164,8 +167,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         self.loaded = loaded
         self.plan = plan
         self.packer = collate
-        self.loss = loss
-        self.options = options
+        self.objective = objective
         self.reranker = reranker
         self.val_examples = val_examples
         self.metric_names = metrics
@@ -177,6 +179,9 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         self.results: dict[int, EvaluationResult] = {}
         # of the best step and the last one, on the process that writes them
         self.scores: dict[int, FloatArray32] = {}
+        # the parts' values since the last log, and the step of that
+        self.parts_N = torch.zeros(len(objective.parts), device=args.device)
+        self.parts_since = 0
         self._unchecked: tuple[Tensor, tuple[str, ...], int] | None = None
         super().__init__(
             model=loaded.model,
@@ -184,7 +189,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
             train_dataset=plan.dataset,
             eval_dataset=val_examples or None,
             processing_class=loaded.tokenizer,
-            data_collator=partial(_collate, collate),
+            data_collator=partial(_collate, collate, plan.dataset.sampling.borrowed),
             callbacks=callbacks,
         )
         # compute_loss divides by the count of the whole optimiser step itself
@@ -273,27 +278,33 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
     def _get_num_items_in_batch(
         self, batch_samples: list[PackedBatch], device: torch.device
     ) -> Tensor | None:
-        """Terms of the loss in the whole optimiser step, over all processes."""
-        counts = [self._loss(b.labels_P.new_zeros(b.num_pairs), b).count for b in batch_samples]
+        """Terms of each part in the whole optimiser step, over all processes."""
+        counts = [self._sums(b.labels_P.new_zeros(b.num_pairs), b).counts_N for b in batch_samples]
         if not counts:
             return None
-        count = torch.stack(counts).sum().to(device)
+        counts_N = torch.stack(counts).sum(0).to(device)
         if self.args.world_size > 1:
             # a signal that reached one process stops all of them, at the same step
-            stop = torch.full_like(count, float(self.stop_requested.is_set()))
-            both = self.accelerator.gather(torch.stack((count, stop))[None]).sum(0)
-            count = both[0]
-            self.stop_agreed = bool(both[1] > 0)
-        return count
+            stop_1 = counts_N.new_full((1,), float(self.stop_requested.is_set()))
+            both = self.accelerator.gather(torch.cat((counts_N, stop_1))[None]).sum(0)
+            counts_N = both[:-1]
+            self.stop_agreed = bool(both[-1] > 0)
+        return counts_N
 
     @property
     def stopping(self) -> bool:
         """Whether to stop at the end of this step: all processes answer alike."""
         return self.stop_agreed if self.args.world_size > 1 else self.stop_requested.is_set()
 
-    def _loss(self, scores_P: Tensor, batch: PackedBatch) -> LossSum:
-        found = self.loss.function(scores_P, batch.labels_P, batch.offsets_Q, **self.options)
-        return LossSum(found.total * 0, found.count * 0) if batch.filler else found
+    def _sums(self, scores_P: Tensor, batch: PackedBatch) -> Sums:
+        totals_N, counts_N = self.objective(
+            scores_P,
+            batch.labels_P,
+            batch.offsets_Q,
+            teacher_P=batch.teacher_P,
+            largest=batch.largest,
+        )
+        return Sums(totals_N * 0, counts_N * 0) if batch.filler else Sums(totals_N, counts_N)
 
     def compute_loss(
         self,
@@ -303,10 +314,12 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         scores_P: Tensor = model(inputs)
-        total = self._loss(scores_P, inputs).total
+        totals_N = self._sums(scores_P, inputs).totals_N
         assert isinstance(num_items_in_batch, Tensor)
         # gradients are averaged over processes, so each counts its share once more
-        loss: Tensor = total * self.args.world_size / num_items_in_batch.clamp(min=1)
+        means_N = self.objective.means(totals_N * self.args.world_size, num_items_in_batch)
+        self.parts_N += means_N.detach()
+        loss = self.objective.weighted(means_N)
         self._check_finite(loss.detach(), inputs.query_ids)
         return loss
 
@@ -338,13 +351,13 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         """Rank the full candidate lists of the validation rows."""
         started = time.perf_counter()
         try:
-            result, loss = self._evaluate_lists()
+            result, losses = self._evaluate_lists()
         except _StopEvaluationError:
             self.control.should_save = self.control.should_training_stop = True
             return {}
         metrics = {f"eval_{name}": value for name, value in result.metrics.items()}
         metrics["eval_tie_rate"] = result.tie_rate
-        metrics["eval_loss"] = loss
+        metrics |= losses
         metrics["eval_runtime"] = round(time.perf_counter() - started, 2)
         self.results[self.state.global_step] = result
         if self.state.global_step == 0 and self.args.should_save:
@@ -358,7 +371,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         self.work.started += time.perf_counter() - started
         return metrics
 
-    def _evaluate_lists(self) -> tuple[EvaluationResult, float]:
+    def _evaluate_lists(self) -> tuple[EvaluationResult, dict[str, float]]:
         rank, world = self.args.process_index, self.args.world_size
 
         def advance(steps: int) -> None:
@@ -386,12 +399,27 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
             for i, example in enumerate(self.val_examples)
         ]
 
-    def _validation_loss(self, lists: list[ScoredList]) -> float:
-        scores = torch.tensor([s for scored in lists for s in scored.scores])
-        labels = torch.tensor([y for scored in lists for y in scored.example.labels])
-        sizes = torch.tensor([0] + [len(scored.scores) for scored in lists])
-        total, count = self.loss.function(scores, labels, sizes.cumsum(0), **self.options)
-        return float(total / count.clamp(min=1))
+    def _validation_loss(self, lists: list[ScoredList]) -> dict[str, float]:
+        """The objective over full lists, and its parts; empty where the teacher scored none."""
+        if self.objective.teacher:
+            lists = [scored for scored in lists if scored.example.teacher_scores is not None]
+        if not lists:
+            return {}
+        parts = len(self.objective.parts)
+        totals_N, counts_N = torch.zeros(2, parts, dtype=torch.float64)
+        for begin in range(0, len(lists), LISTS):
+            found = _list_sums(self.objective, lists[begin : begin + LISTS])
+            totals_N, counts_N = totals_N + found.totals_N, counts_N + found.counts_N
+        means_N = self.objective.means(totals_N, counts_N)
+        return self._named("eval_loss", float(self.objective.weighted(means_N)), means_N)
+
+    def _named(self, name: str, loss: float, means_N: Tensor) -> dict[str, float]:
+        """A value with those of its parts, unweighted, where there are several."""
+        values = {name: loss}
+        if len(self.objective.parts) > 1:
+            for part, mean in zip(self.objective.names, means_N.tolist(), strict=True):
+                values[f"{name}_{part}"] = mean
+        return values
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         # an evaluation that was stopped by a signal has no metrics and is no candidate
@@ -399,9 +427,21 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
+            self._log_parts(logs)
             logs.update(self.work.rates(self.args.world_size))
             self.work = _Work()
         super().log(logs, start_time)
+
+    def _log_parts(self, logs: dict[str, float]) -> None:
+        """Add the parts' means over the steps since the last log, as the Trainer has the loss's."""
+        steps = max(1, self.state.global_step - self.parts_since)
+        if len(self.objective.parts) > 1:
+            parts_N = self.parts_N
+            if self.args.world_size > 1:
+                parts_N = self.accelerator.gather(parts_N[None]).mean(0)
+            logs.update(self._named("loss", logs["loss"], parts_N / steps))
+        self.parts_N.zero_()
+        self.parts_since = self.state.global_step
 
     # files
 
@@ -476,6 +516,20 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         checkpoint.load_weights(self.loaded.model, Path(self.state.best_model_checkpoint))
 
 
+def _list_sums(objective: Objective, lists: Sequence[ScoredList]) -> Sums:
+    """An objective's sums over full lists."""
+    examples = [scored.example for scored in lists]
+    sizes = [len(scored.scores) for scored in lists]
+    teacher = [t for e in examples for t in e.teacher_scores or ()]
+    return objective(
+        torch.tensor([s for scored in lists for s in scored.scores]),
+        torch.tensor([y for example in examples for y in example.labels]),
+        torch.tensor([0, *sizes]).cumsum(0),
+        teacher_P=torch.tensor(teacher),
+        largest=max(sizes),
+    )
+
+
 class _Watcher(TrainerCallback):  # type: ignore[misc]
     """The progress bar, the plain lines, early stopping's message and the stop at a signal."""
 
@@ -488,6 +542,7 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer is not None:
             self.trainer.work = _Work()  # the clock starts now
+            self.trainer.parts_since = state.global_step
         if not state.is_world_process_zero:
             return
         self.progress = bar()
@@ -618,8 +673,9 @@ def train_on(
         callbacks: see ``train``.
     """
     output = Path(arguments.training["output_dir"])
-    loss = LOSSES[arguments.loss.loss_type]
-    train_examples, reasons = _usable(train_examples, loss)
+    objective = parse_objective(arguments.loss.loss_type)
+    objective = objective.with_options(dataclasses.asdict(arguments.loss))
+    train_examples, reasons = _usable(train_examples, objective, arguments)
     dropped = dict(Counter(dropped or {}) + Counter(reasons))
     args = _training_arguments(
         arguments, has_validation=bool(val_examples), resumed=resume_from is not None
@@ -655,15 +711,13 @@ def train_on(
                 "--split_dataset_ratio"
             )
         hooks.append(transformers.EarlyStoppingCallback(arguments.run.early_stopping_patience))
-    options = {name: getattr(arguments.loss, name) for name in loss.options}
     try:
         trainer = _Trainer(
             loaded,
             args,
             plan,
             collate,
-            loss,
-            options,
+            objective,
             reranker,
             val_examples,
             arguments.run.metrics,
@@ -836,29 +890,43 @@ def _load_rows(
     return examples, val, dropped
 
 
-def _usable(examples: Sequence[Example], loss: Loss) -> tuple[Sequence[Example], dict[str, int]]:
+def _needs(objective: Objective, in_batch_negatives: int) -> Needs:
+    """What a group must hold when it is drawn."""
+    return "positive" if objective.needs == "both" and in_batch_negatives else objective.needs
+
+
+def _usable(
+    examples: Sequence[Example], objective: Objective, arguments: TrainArguments
+) -> tuple[Sequence[Example], dict[str, int]]:
     """Take out what the loss cannot use, counted by reason."""
-    rows = outline(examples)
-    masks = unusable(rows, loss.needs_both)
+    rows, data = outline(examples), arguments.data
+    if objective.teacher and not rows.taught.all():
+        first = examples[int(np.argmin(rows.taught))]
+        raise ConfigError(
+            f"{first.source or 'a row'}: query {first.query_id!r} has no teacher_scores, which "
+            f"--loss_type {objective} learns from ({int((~rows.taught).sum())} of {len(rows)} rows "
+            "have none); write them with rankwright rank --model TEACHER --dataset ROWS "
+            "--write_scores FILE"
+        )
+    masks = unusable(rows, _needs(objective, data.in_batch_negatives), data.group)  # type: ignore[arg-type]
     reasons = {reason: int(mask.sum()) for reason, mask in masks.items() if mask.any()}
     fits = np.ones(len(rows), bool)
     for mask in masks.values():
         fits &= ~mask
     over = np.flatnonzero(fits & (rows.highest > 1))
-    if loss.probability_labels and len(over):
+    if objective.probability_labels and len(over):
         first = examples[int(over[0])]
         raise ConfigError(
             f"{first.source or first.query_id}: label {max(first.labels)} is above 1, which the "
-            "pointwise loss cannot read as a probability; use --loss_type listwise or scale the "
-            "labels"
+            f"{objective.probability_labels[0]} loss cannot read as a probability; use --loss_type "
+            "listwise or scale the labels"
         )
     kept = examples if fits.all() else select(examples, np.flatnonzero(fits))
     parts = ", ".join(f"{count} with {reason}" for reason, count in reasons.items())
     if not kept:
         raise DataError(
             f"no row is left to train on: {parts or 'there are none'}; a listwise loss needs a "
-            "positive "
-            "and a negative for each query, --loss_type pointwise does not"
+            "positive and a negative for each query, --loss_type pointwise does not"
         )
     if reasons:
         console.print(f"left out of training: {parts}")
@@ -893,7 +961,8 @@ def _load_model(arguments: TrainArguments) -> Loaded:
         model.model,
         LoadOptions(**load_options(model), quantization=arguments.tuner.quant_bits),
     )
-    if arguments.loss.loss_type == "listwise_generative" and loaded.spec.kind != "generative":
+    names = parse_objective(arguments.loss.loss_type).names
+    if "listwise_generative" in names and loaded.spec.kind != "generative":
         raise ConfigError(
             "--loss_type listwise_generative_reranker needs a generative model; use "
             "listwise_reranker"
@@ -1047,7 +1116,8 @@ def _plan(
         max_positives=data.max_positive_samples,
         max_negatives=data.max_negative_samples,
         mode=data.group,  # type: ignore[arg-type]
-        keep_unpaired=not LOSSES[arguments.loss.loss_type].needs_both,
+        needs=_needs(parse_objective(arguments.loss.loss_type), data.in_batch_negatives),
+        borrowed=data.in_batch_negatives,
     )
     drawn = np.flatnonzero(sampling.counts(outline(examples)))
     if len(drawn) < len(examples):

@@ -68,23 +68,33 @@ class Group:
         example: the complete example.
         chosen: indices into ``example.documents``, positives first.
         filler: repeated only so that every process has a batch; its loss counts nothing.
-        tokens: those of the chosen documents, where they were made ahead.
+        tokens: those of all its documents, where they were made ahead.
+        borrowed: documents of other groups that stand behind its own as negatives.
+        key: what random choices about it depend on.
     """
 
     example: Example
     chosen: tuple[int, ...]
     filler: bool = False
     tokens: PairTokens | None = None
+    borrowed: tuple[str, ...] = ()
+    key: str = ""
 
     @property
     def documents(self) -> list[str]:
-        """The chosen texts."""
-        return [self.example.documents[i] for i in self.chosen]
+        """The chosen texts and the borrowed ones."""
+        return [*(self.example.documents[i] for i in self.chosen), *self.borrowed]
 
     @property
     def labels(self) -> list[float]:
-        """The chosen labels."""
-        return [self.example.labels[i] for i in self.chosen]
+        """Their labels."""
+        return [*(self.example.labels[i] for i in self.chosen), *([0.0] * len(self.borrowed))]
+
+    @property
+    def teacher_scores(self) -> list[float] | None:
+        """Their scores by the teacher; None where it did not score all of them."""
+        scores = self.example.teacher_scores
+        return None if scores is None or self.borrowed else [scores[i] for i in self.chosen]
 
 
 class Cut(NamedTuple):
@@ -121,6 +131,9 @@ class PackedBatch:
         segment_P: the segment that holds each pair (its document's part).
         labels_P: float32 labels.
         offsets_Q: ``Q + 1`` int64 offsets of the groups into the pairs.
+        teacher_P: float32 scores of a teacher; None unless it scored all pairs.
+        largest: documents of the largest group, on the host, so that no loss waits for the device;
+            a part of a batch may keep the whole's.
         token_type_ids_T: segment kinds for the families that use them.
         query_ids: ids of the ``Q`` groups, for messages.
         filler: whether the loss counts nothing, see ``Group``.
@@ -140,6 +153,8 @@ class PackedBatch:
     segment_P: torch.Tensor
     labels_P: torch.Tensor
     offsets_Q: torch.Tensor
+    teacher_P: torch.Tensor | None = None
+    largest: int | None = None
     token_type_ids_T: torch.Tensor | None = None
     query_ids: tuple[str, ...] = ()
     filler: bool = False
@@ -206,7 +221,8 @@ class PackedBatch:
         return found or [self]
 
     def _between(self, start: Cut, end: Cut) -> PackedBatch:
-        types, pairs = self.token_type_ids_T, slice(start.pairs, end.pairs)
+        types, teacher = self.token_type_ids_T, self.teacher_P
+        pairs = slice(start.pairs, end.pairs)
         tokens, segments = slice(start.tokens, end.tokens), slice(start.segments, end.segments)
         return replace(
             self,
@@ -217,6 +233,7 @@ class PackedBatch:
             score_index_P=self.score_index_P[pairs] - start.tokens,
             segment_P=self.segment_P[pairs] - start.segments,
             labels_P=self.labels_P[pairs],
+            teacher_P=None if teacher is None else teacher[pairs],
             token_type_ids_T=None if types is None else types[tokens],
             cuts=(),
         )

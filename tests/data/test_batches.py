@@ -79,7 +79,7 @@ def test_a_budget_is_kept_and_nothing_lost(count: int, budget: int, world: int) 
     positives=st.integers(1, 3),
     negatives=st.integers(0, 4),
     mode=st.sampled_from(["positive", "all"]),
-    keep=st.booleans(),
+    needs=st.sampled_from(["one", "two", "positive", "both"]),
     epoch=st.integers(0, 2),
     share=st.booleans(),
 )
@@ -88,7 +88,7 @@ def test_counts_and_costs_are_those_of_the_groups(
     positives: int,
     negatives: int,
     mode: Any,
-    keep: bool,
+    needs: Any,
     epoch: int,
     share: bool,
 ) -> None:
@@ -97,7 +97,7 @@ def test_counts_and_costs_are_those_of_the_groups(
         Example("q", ["x" * (i % 5 + 1) for i in range(len(row))], row, query_id=f"q{n}")
         for n, row in enumerate(rows)
     ]
-    sampling = Sampling(7, positives, negatives, mode, keep)
+    sampling = Sampling(7, positives, negatives, mode, needs)
     flags = [[(n + i) % 3 == 0 for i in range(len(row))] for n, row in enumerate(rows)]
     prefixes = np.arange(len(rows)) + 10
     found = Lengths(

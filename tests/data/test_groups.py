@@ -60,7 +60,7 @@ examples = st.builds(
     max_positives=st.integers(1, 4),
     max_negatives=st.integers(0, 8),
     mode=st.sampled_from(GROUP_MODES),
-    keep_unpaired=st.booleans(),
+    needs=st.sampled_from(["one", "two", "positive", "both"]),
 )
 def test_laws(
     row: Example,
@@ -69,7 +69,7 @@ def test_laws(
     max_positives: int,
     max_negatives: int,
     mode: Any,
-    keep_unpaired: bool,
+    needs: Any,
 ) -> None:
     """Sizes as asked, one positive first, no text twice, the same draw again."""
     options: dict[str, Any] = {
@@ -77,7 +77,7 @@ def test_laws(
         "max_positives": max_positives,
         "max_negatives": max_negatives,
         "mode": mode,
-        "keep_unpaired": keep_unpaired,
+        "needs": needs,
     }
     groups = sample_groups(row, epoch=epoch, **options)
     assert [g.chosen for g in groups] == [
@@ -96,24 +96,28 @@ def test_laws(
         assert group.labels == [best[d] for d in group.documents]
         is_positive = [d in positives for d in group.documents]
         assert is_positive == sorted(is_positive, reverse=True)
-        if not keep_unpaired:
+        if needs in ("positive", "both"):
             assert any(is_positive)
-            assert not all(is_positive)
+        if needs == "both":
+            assert len(set(group.labels)) > 1
+        assert len(group.documents) >= (2 if needs == "two" else 1)
     if mode == "all":
-        if keep_unpaired or (positives and negatives):
-            assert [set(g.documents) for g in groups] == [best.keys()]
-        else:
-            assert groups == []
+        fits = {
+            "one": True,
+            "two": len(best) > 1,
+            "positive": bool(positives),
+            "both": bool(positives) and len(set(best.values())) > 1,
+        }
+        assert [set(g.documents) for g in groups] == ([best.keys()] if fits[needs] else [])
         return
     drawn = min(max_negatives, len(negatives))
-    if positives and (keep_unpaired or drawn):
-        if negatives or keep_unpaired:
-            assert len(groups) == min(max_positives, len(positives))
+    if positives and (needs in ("one", "positive") or drawn):
+        assert len(groups) == min(max_positives, len(positives))
         for group in groups:
             assert sum(d in positives for d in group.documents) == 1
             assert len(group.documents) == 1 + drawn
         assert len({g.documents[0] for g in groups}) == len(groups)
-    elif keep_unpaired and drawn:
+    elif not positives and drawn >= {"one": 1, "two": 2}.get(needs, 99):
         assert [len(g.documents) for g in groups] == [drawn]
     else:
         assert groups == []
@@ -181,9 +185,16 @@ def test_a_text_counts_once_under_its_best_label() -> None:
 def test_rows_of_one_side(positives: int, negatives: int, mode: Any) -> None:
     row = example(positives, negatives)
     assert sample_groups(row, seed=0, epoch=0, mode=mode) == []
-    kept = sample_groups(row, seed=0, epoch=0, mode=mode, keep_unpaired=True)
-    sizes = [len(g.documents) for g in kept]
-    assert sizes == ([1] if positives and mode == "positive" else [2])
+    sizes = {
+        needs: [
+            len(g.documents) for g in sample_groups(row, seed=0, epoch=0, mode=mode, needs=needs)
+        ]
+        for needs in ("one", "two", "positive")
+    }
+    alone = bool(positives) and mode == "positive"
+    assert sizes["one"] == ([1] if alone else [2])
+    assert sizes["two"] == ([] if alone else [2])
+    assert sizes["positive"] == ([1 if alone else 2] if positives else [])
 
 
 def test_usable() -> None:
@@ -192,10 +203,12 @@ def test_usable() -> None:
         (example(0, 2), NO_POSITIVE),
         (example(2, 0), NO_NEGATIVE),
     ):
-        masks = unusable(outline([row]), needs_both=True)
+        masks = unusable(outline([row]), "both")
         assert [name for name, mask in masks.items() if mask[0]] == ([reason] if reason else [])
-        assert usable(row, needs_both=True) == reason
-        assert usable(row, needs_both=False) is None
+        assert usable(row, "both") == reason
+        assert usable(row, "one") is None
+        assert usable(row, "two") is None
+        assert usable(row, "positive") == (reason if reason == NO_POSITIVE else None)
         assert bool(sample_groups(row, seed=0, epoch=0)) == (reason is None)
 
 

@@ -25,7 +25,8 @@ from tests.data.test_readers import BAD_ROWS, CASES, ROW, collection, numbered, 
 def assert_same_outline(rows: Any, examples: list[Example]) -> None:
     one, two = outlines.outline(rows), outlines.outline(examples)
     assert list(one.query_ids) == two.query_ids
-    np.testing.assert_array_equal(one.highest, two.highest)
+    for name in ("highest", "lowest", "taught"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
     for name in ("positives", "negatives"):
         for array in ("values", "offsets"):
             found = [getattr(getattr(each, name), array) for each in (one, two)]

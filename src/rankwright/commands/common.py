@@ -30,7 +30,7 @@ def model_arguments(given: dict[str, Any]) -> Any:
     """What was given about the model, above what the environment says of it."""
     from rankwright import arguments as room
 
-    environment = room.without_tokens(room.from_environment(os.environ, ""), given)
+    environment = room.without_tokens(room.from_environment(os.environ, ()), given)
     if (Path(str(given.get("model", ""))) / "rankwright.json").is_file():
         # a checkpoint of ours knows its tokens; a variable left over must not change its scores
         environment = {name: value for name, value in environment.items() if name == "use_hf"}

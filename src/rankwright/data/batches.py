@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
-from rankwright.data.groups import GroupMode, count_groups, draw_groups, sample_groups
+from rankwright.data.groups import GroupMode, Needs, count_groups, draw_groups, sample_groups
 from rankwright.data.outline import Outline, Ragged, outline
 from rankwright.data.tokens import Lengths, TokenStore
 from rankwright.errors import DataError
@@ -38,14 +38,16 @@ class Sampling:
         max_positives: positives of a query an epoch.
         max_negatives: negatives of each positive.
         mode: ``positive`` or ``all``.
-        keep_unpaired: also draw groups of positives alone and of negatives alone (pointwise).
+        needs: what a group must hold, see ``sample_groups``.
+        borrowed: documents that each group borrows of its batch at most, see ``groups.borrow``.
     """
 
     seed: int = 42
     max_positives: int = 1
     max_negatives: int = 7
     mode: GroupMode = "positive"
-    keep_unpaired: bool = False
+    needs: Needs = "both"
+    borrowed: int = 0
 
     @property
     def _limits(self) -> dict[str, Any]:
@@ -53,7 +55,7 @@ class Sampling:
             "max_positives": self.max_positives,
             "max_negatives": self.max_negatives,
             "mode": self.mode,
-            "keep_unpaired": self.keep_unpaired,
+            "needs": self.needs,
         }
 
     def groups(self, example: Example, epoch: int) -> list[Group]:
@@ -83,6 +85,7 @@ class Sampling:
                 rows.positives[row].tolist(),
                 rows.negatives[row].tolist(),
                 f"{self.seed}:{epoch}:{rows.query_ids[row]}",
+                graded=bool(rows.highest[row] > rows.lowest[row]),
                 **self._limits,
             ):
                 chosen += indices
@@ -276,6 +279,12 @@ class BatchPlan(Sampler[list[Item]]):
         # every other window falls, so that where two meet the costs are near as well
         near = np.lexsort((np.where(windows % 2, -costs, costs), windows))
         bounds = _fill(costs[near], self.tokens)
+        if sampling.borrowed:
+            own = self.lengths.prefixes[rows] * (not self.lengths.share_prefix)
+            longest = self.lengths.longest[rows]
+            bounds = _fill_borrowing(
+                costs[near], own[near], longest[near], sampling.borrowed, self.tokens
+            )
         return _Batches(rows[near], numbers[near], generator.permutation(bounds))
 
 
@@ -288,6 +297,39 @@ def _fill(costs: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
         end = max(int(np.searchsorted(ends, used + budget, side="right")), begin + 1)
         bounds.append((begin, end))
         begin, used = end, int(ends[end - 1])
+    return np.array(bounds, np.int64).reshape(-1, 2)
+
+
+def _fill_borrowing(
+    costs: NDArray[np.int64],
+    prefixes: NDArray[np.int64],
+    longest: NDArray[np.int64],
+    borrowed: int,
+    budget: int,
+) -> NDArray[np.int64]:
+    """``_fill`` where each group of a batch of several borrows documents of the others.
+
+    What they are is known only once the batch is, so each is taken to be as long as the longest.
+
+    Args:
+        costs: of the groups.
+        prefixes: what each borrowed document takes beside its own tokens.
+        longest: the longest document of each group.
+        borrowed: how many documents each borrows.
+        budget: of a batch.
+    """
+    bounds: list[tuple[int, int]] = []
+    begin = used = top = 0
+    for place, (cost, prefix, length) in enumerate(
+        zip(costs.tolist(), (borrowed * prefixes).tolist(), longest.tolist(), strict=True)
+    ):
+        total, most = used + cost + prefix, max(top, length)
+        if place > begin and total + borrowed * most * (place + 1 - begin) > budget:
+            bounds.append((begin, place))
+            begin, total, most = place, cost + prefix, length
+        used, top = total, most
+    if len(costs):
+        bounds.append((begin, len(costs)))
     return np.array(bounds, np.int64).reshape(-1, 2)
 
 

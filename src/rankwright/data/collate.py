@@ -130,6 +130,8 @@ class Collator:
                     longest = max(longest, len(prefix) + len(document))
             cuts.append(Cut(len(lengths), len(segments), len(ids), whole_groups))
         sizes = [len(tokens.documents) for tokens in encoded]
+        taught = [group.teacher_scores for group in groups]
+        teacher = [t for scores in taught if scores is not None for t in scores]
         return PackedBatch(
             input_ids_T=torch.tensor(ids, dtype=torch.long),
             position_ids_T=torch.tensor(positions, dtype=torch.long),
@@ -139,6 +141,8 @@ class Collator:
             segment_P=torch.tensor(segments, dtype=torch.long),
             labels_P=torch.tensor([y for g in groups for y in g.labels], dtype=torch.float32),
             offsets_Q=torch.tensor([0, *accumulate(sizes)], dtype=torch.long),
+            teacher_P=torch.tensor(teacher, dtype=torch.float32) if all(taught) else None,
+            largest=max(sizes, default=0),
             token_type_ids_T=torch.tensor(types, dtype=torch.long) if self.token_types else None,
             filler=any(group.filler for group in groups),
             query_ids=tuple(group.example.query_id for group in groups),

@@ -11,21 +11,36 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rankwright.data.outline import Outline, distinct, fold, folds, outline, select
+from rankwright.data.outline import (
+    Outline,
+    distinct,
+    fold,
+    folds,
+    highest,
+    lowest,
+    outline,
+    select,
+)
 from rankwright.errors import ConfigError, DataError
 from rankwright.types import Example, Group
 
 GroupMode = Literal["positive", "all"]
 GROUP_MODES: tuple[GroupMode, ...] = ("positive", "all")
+# what a group must hold: a document, two documents, a positive, or a positive and a negative
+# (with mode "all" also documents of different grades)
+Needs = Literal["one", "two", "positive", "both"]
 
 NO_POSITIVE = "no positive document"
 NO_NEGATIVE = "no negative document"
+EQUAL_LABELS = "equal labels"
+ONE_DOCUMENT = "fewer than two documents"
 
 
 def _generator(key: str) -> np.random.Generator:
@@ -42,7 +57,7 @@ def sample_groups(
     max_positives: int = 1,
     max_negatives: int = 7,
     mode: GroupMode = "positive",
-    keep_unpaired: bool = False,
+    needs: Needs = "both",
 ) -> list[Group]:
     """Choose the groups that one example contributes to one epoch.
 
@@ -59,8 +74,10 @@ def sample_groups(
             without replacement and anew for each group. 0 takes none.
         mode: ``positive`` for groups of one positive and its negatives, as in ms-swift; ``all``
             for one group of every document, whatever the two limits say.
-        keep_unpaired: also return groups of positives alone and of negatives alone, which pointwise
-            losses can use and listwise ones cannot.
+        needs: what a group must hold. ``both`` (listwise and pairwise losses): a positive and a
+            negative, or, with ``mode="all"``, a positive and another label. ``positive``: a
+            positive, whose negatives are borrowed from other groups. ``two`` documents
+            (distillation). ``one`` (pointwise losses): also positives alone and negatives alone.
 
     Returns:
         The groups, positives first in each; empty where the example has none that is usable.
@@ -85,9 +102,11 @@ def sample_groups(
         max_positives=max_positives,
         max_negatives=max_negatives,
         mode=mode,
-        keep_unpaired=keep_unpaired,
+        needs=needs,
+        graded=highest(example) > lowest(example, positives, negatives),
     )
-    return [Group(example, indices) for indices in chosen]
+    key = f"{seed}:{epoch}:{example.query_id}"
+    return [Group(example, indices, key=key) for indices in chosen]
 
 
 def draw_groups(
@@ -98,7 +117,8 @@ def draw_groups(
     max_positives: int,
     max_negatives: int,
     mode: GroupMode,
-    keep_unpaired: bool,
+    needs: Needs,
+    graded: bool,
 ) -> list[tuple[int, ...]]:
     """Draw the documents of each group; see ``sample_groups``.
 
@@ -109,16 +129,18 @@ def draw_groups(
         max_positives: see ``sample_groups``, as the others.
         max_negatives: see there.
         mode: see there.
-        keep_unpaired: see there.
+        needs: see there.
+        graded: whether the labels of the documents differ.
 
     Returns:
         The indices of each group.
     """
-    if not keep_unpaired and not (positives and negatives):
+    if needs in ("both", "positive") and not positives:
         return []
     if mode == "all":
         chosen = (*positives, *negatives)
-        return [chosen] if chosen else []
+        enough = graded if needs == "both" else len(chosen) >= (2 if needs == "two" else 1)
+        return [chosen] if enough else []
 
     random = _generator(key)
 
@@ -127,51 +149,105 @@ def draw_groups(
 
     if not positives:
         drawn = draw(negatives, max_negatives)
-        return [tuple(drawn)] if drawn else []
+        return [tuple(drawn)] if len(drawn) >= (2 if needs == "two" else 1) else []
     groups: list[tuple[int, ...]] = []
     for positive in draw(positives, max_positives):
         drawn = draw(negatives, max_negatives)
-        if drawn or keep_unpaired:
+        if drawn or needs in ("one", "positive"):
             groups.append((positive, *drawn))
     return groups
 
 
 def count_groups(
-    rows: Outline, *, max_positives: int, max_negatives: int, mode: GroupMode, keep_unpaired: bool
+    rows: Outline, *, max_positives: int, max_negatives: int, mode: GroupMode, needs: Needs
 ) -> NDArray[np.int64]:
     """How many groups ``sample_groups`` draws from each row, in any epoch."""
     positives, negatives = rows.positives.sizes, rows.negatives.sizes
+    least = 2 if needs == "two" else 1
     if mode == "all":
-        counts = np.minimum(positives + negatives, 1)
+        enough = rows.highest > rows.lowest if needs == "both" else positives + negatives >= least
+        counts = enough.astype(np.int64)
     else:
-        drawn = np.minimum(negatives, max_negatives) > 0
-        counts = np.where(drawn | keep_unpaired, np.minimum(positives, max_positives), 0)
-        counts = np.where(positives == 0, drawn, counts)
-    return counts if keep_unpaired else np.where((positives > 0) & (negatives > 0), counts, 0)
+        drawn = np.minimum(negatives, max_negatives)
+        alone = needs in ("one", "positive")
+        counts = np.where((drawn > 0) | alone, np.minimum(positives, max_positives), 0)
+        counts = np.where(positives == 0, drawn >= least, counts)
+    return np.where((positives > 0) | (needs in ("one", "two")), counts, 0)
 
 
-def usable(example: Example, needs_both: bool) -> str | None:
+def usable(example: Example, needs: Needs, mode: GroupMode = "positive") -> str | None:
     """``unusable`` for one example: the reason against it, or None."""
-    masks = unusable(outline([example]), needs_both)
+    masks = unusable(outline([example]), needs, mode)
     return next((reason for reason, mask in masks.items() if mask[0]), None)
 
 
-def unusable(rows: Outline, needs_both: bool) -> dict[str, NDArray[np.bool_]]:
+def unusable(
+    rows: Outline, needs: Needs, mode: GroupMode = "positive"
+) -> dict[str, NDArray[np.bool_]]:
     """Say which rows a loss cannot use, and why.
 
     Args:
         rows: the rows.
-        needs_both: whether the loss compares positives with negatives (listwise and pairwise
-            losses), so that a row that lacks one of them teaches it nothing.
+        needs: what a group must hold, see ``sample_groups``.
+        mode: how groups are drawn, see there.
 
     Returns:
         For each reason, to be counted and reported, a mask of the rows that it holds for; a row has
         one reason at most.
     """
-    if not needs_both:
+    positives, negatives = rows.positives.sizes, rows.negatives.sizes
+    if needs == "one":
         return {}
-    no_positive = rows.positives.sizes == 0
-    return {NO_POSITIVE: no_positive, NO_NEGATIVE: ~no_positive & (rows.negatives.sizes == 0)}
+    if needs == "two":
+        return {ONE_DOCUMENT: positives + negatives < 2}
+    reasons = {NO_POSITIVE: positives == 0}
+    if needs == "positive":
+        return reasons
+    no_negative = (positives > 0) & (negatives == 0)
+    if mode == "all":
+        return {**reasons, EQUAL_LABELS: no_negative & (rows.highest <= rows.lowest)}
+    return {**reasons, NO_NEGATIVE: no_negative}
+
+
+def borrow(groups: Sequence[Group], count: int) -> list[Group]:
+    """Give each group of a batch documents of the others as further negatives.
+
+    A document is not borrowed where it is a positive of the same query, in any of the groups' rows,
+    or stands in the group already (case and white space aside). The choice depends on the group's
+    ``key`` and on which documents the batch holds, not on their order.
+
+    Args:
+        groups: of one batch.
+        count: how many each borrows at most.
+
+    Returns:
+        The groups, in their order; their tokens are left out where they borrow.
+    """
+    pool: dict[bytes, str] = {}
+    own: list[set[bytes]] = []
+    positives: dict[bytes, set[bytes]] = {}
+    for group in groups:
+        texts = {fold(text): text for text in group.documents}
+        own.append(set(texts))
+        for key, text in texts.items():
+            # of texts that differ in case or white space alone, whichever batch order they have
+            pool[key] = min(text, pool.get(key, text))
+        example = group.example
+        relevant = zip(example.documents, example.labels, strict=True)
+        positives.setdefault(fold(example.query), set()).update(
+            fold(text) for text, label in relevant if label > 0
+        )
+    keys = sorted(pool)
+    found: list[Group] = []
+    for group, held in zip(groups, own, strict=True):
+        excluded = held | positives[fold(group.example.query)]
+        # several groups of one query borrow differently
+        random = _generator(f"{group.key}:borrow:{group.chosen[0]}")
+        order = (keys[i] for i in random.permutation(len(keys)).tolist())
+        borrowed = islice((pool[key] for key in order if key not in excluded), count)
+        chosen = tuple(borrowed)
+        found.append(replace(group, borrowed=chosen, tokens=None) if chosen else group)
+    return found
 
 
 @overload

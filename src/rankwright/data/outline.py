@@ -69,12 +69,16 @@ class Outline:
         positives: indices of the distinct documents above 0, see ``distinct``.
         negatives: indices of the other distinct documents.
         highest: the greatest label of each row.
+        lowest: the least label of its distinct documents.
+        taught: whether it brings a teacher's scores.
     """
 
     query_ids: Sequence[str]
     positives: Ragged
     negatives: Ragged
     highest: NDArray[np.float64]
+    lowest: NDArray[np.float64]
+    taught: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.highest)
@@ -110,6 +114,8 @@ def outline(examples: Sequence[Example]) -> Outline:
         Ragged.of([positives for positives, _ in sides]),
         Ragged.of([negatives for _, negatives in sides]),
         np.array([highest(example) for example in examples], np.float64),
+        np.array([lowest(e, *side) for e, side in zip(examples, sides, strict=True)], np.float64),
+        np.array([example.teacher_scores is not None for example in examples], np.bool_),
     )
 
 
@@ -159,6 +165,11 @@ def distinct(example: Example) -> tuple[list[int], list[int]]:
 def highest(example: Example) -> float:
     """The greatest label; 0 where there is none."""
     return max(example.labels, default=0.0)
+
+
+def lowest(example: Example, positives: Sequence[int], negatives: Sequence[int]) -> float:
+    """The least label of the documents that ``distinct`` found; 0 where there is none."""
+    return min((example.labels[i] for i in (*positives, *negatives)), default=0.0)
 
 
 def fold(text: str) -> bytes:

@@ -28,7 +28,7 @@ from rankwright.data.cache import (
     cached,
     digest,
 )
-from rankwright.data.outline import Outline, Ragged, Rows, distinct, fold, highest
+from rankwright.data.outline import Outline, Ragged, Rows, distinct, fold, highest, lowest
 from rankwright.data.readers import (
     LoadedData,
     LoadReport,
@@ -73,6 +73,7 @@ def _schemas() -> tuple[Any, Any]:
             "positives": pa.list_(pa.int32()),
             "negatives": pa.list_(pa.int32()),
             "highest": pa.float64(),
+            "lowest": pa.float64(),
             "fold": pa.binary(),
         }
     )
@@ -146,6 +147,8 @@ class ExampleStore(Rows):
             self._lists("positives"),
             self._lists("negatives"),
             self._column("highest").to_numpy(),
+            self._column("lowest").to_numpy(),
+            self._column("teacher_scores").is_valid().to_numpy(),
         )
 
     def folds(self) -> list[bytes]:
@@ -327,6 +330,7 @@ def _write(folder: Path, datasets: Any, report: LoadReport, seed: int) -> None:
                     "positives": positives,
                     "negatives": negatives,
                     "highest": highest(example),
+                    "lowest": lowest(example, positives, negatives),
                     "fold": fold(example.query),
                 }
                 writer.write(row, len(example.query) + sum(map(len, example.documents)))

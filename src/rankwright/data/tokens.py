@@ -73,6 +73,19 @@ class Lengths:
         """Which rows have the same prefix for all documents."""
         return np.equal(self.prefixes, self.cut_prefixes)
 
+    @property
+    def longest(self) -> NDArray[np.int64]:
+        """The most tokens that a document of each row takes behind any other query."""
+        values = self.documents.values.astype(np.int64)
+        # a document that was cut may be longer beside a shorter query
+        prefixes = np.repeat(self.prefixes, self.documents.sizes)
+        values += np.where(self.flags.values & CUT, prefixes, 0)
+        found = np.zeros(len(self.prefixes), np.int64)
+        filled = self.documents.sizes > 0
+        starts = self.documents.offsets[:-1][filled]
+        found[filled] = np.maximum.reduceat(values, starts) if len(starts) else 0
+        return found
+
     def of(self, rows: NDArray[np.int64], chosen: Ragged) -> NDArray[np.int64]:
         """Tokens that groups take in a batch.
 

@@ -140,6 +140,7 @@ def test_json_holds_everything(tmp_path: Path) -> None:
         "queries_without_positive": 1,
         "queries_without_first_stage": 0,
         "documents": 4,
+        "missed": 0,
         "query_ids": ["é", "1"],
         "has_positive": [True, False],
         "per_query": {"mrr": [0.5, 0.0]},
@@ -379,3 +380,85 @@ def test_wrong_bootstrap_input() -> None:
         bootstrap_interval([0, 1], seed=0, level=95)
     with pytest.raises(ConfigError, match="samples is 0"):
         bootstrap_interval([0, 1], seed=0, samples=0)
+
+
+def test_missed_documents_are_those_of_trec_eval(tmp_path: Path) -> None:
+    """Candidates that lack relevant documents: trec_eval on the complete judgements, every metric.
+
+    The files we write hold these judgements too, so that trec_eval finds the same in them.
+    """
+    rng = np.random.default_rng(11)
+    names = ["ndcg", "ndcg@3", "ndcg@10", "map", "map@5", "recall@5", "recall@100", "mrr", "hit@3"]
+    theirs_of = {
+        "ndcg": "ndcg",
+        "ndcg@3": "ndcg_cut_3",
+        "ndcg@10": "ndcg_cut_10",
+        "map": "map",
+        "map@5": "map_cut_5",
+        "recall@5": "recall_5",
+        "recall@100": "recall_100",
+        "mrr": "recip_rank",
+        "hit@3": "success_3",
+    }
+    lists = []
+    for q in range(40):
+        size = int(rng.integers(1, 15))
+        missed = {f"m{i}": float(rng.integers(1, 4)) for i in range(int(rng.integers(0, 5)))}
+        labels = [float(y) for y in rng.integers(0, 4, size)] if q % 5 else [0.0] * size
+        ids = [f"d{i}" for i in range(size)]
+        example = Example(
+            f"query {q}",
+            ids,
+            labels,
+            query_id=f"q{q}",
+            document_ids=ids,
+            first_stage_scores=[float(x) for x in rng.permutation(size)],
+            missed=missed or None,
+        )
+        lists.append(ScoredList(example, [float(x) for x in rng.permutation(size)]))
+    result = evaluate_scores(lists, names)
+    write_qrels(tmp_path / "qrels.txt", lists)
+    qrels: dict[str, dict[str, int]] = {}
+    for line in (tmp_path / "qrels.txt").read_text().splitlines():
+        query, _, document, label = line.split()
+        qrels.setdefault(query, {})[document] = int(label)
+    assert sum(d.startswith("m") for judged in qrels.values() for d in judged) == result.missed > 0
+    measures = {"ndcg", "ndcg_cut.3,10", "map", "map_cut.5", "recall.5,100", "recip_rank"}
+    evaluator = pytrec_eval.RelevanceEvaluator(qrels, measures | {"success.3"})
+    relevant = [any(y > 0 for y in qrels[f"q{q}"].values()) for q in range(40)]
+    assert result.has_positive.tolist() == relevant
+    # a query whose every relevant document was missed counts, with 0
+    assert any(
+        kept and not any(scored.example.labels)
+        for kept, scored in zip(relevant, lists, strict=True)
+    )
+    for found, scores_of in (
+        (result.per_query, lambda scored: scored.scores),
+        (result.first_stage_per_query, lambda scored: scored.example.first_stage_scores),
+    ):
+        assert found is not None
+        run = {
+            scored.example.query_id: dict(
+                zip(scored.example.document_ids or (), scores_of(scored), strict=True)
+            )
+            for scored in lists
+        }
+        theirs = evaluator.evaluate(run)
+        for name in names:
+            expected = [theirs[f"q{q}"][theirs_of[name]] for q in range(40)]
+            np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-9, err_msg=name)
+
+
+def test_missed_documents_and_ties() -> None:
+    """Two tied documents, one relevant, and one more relevant that is missed.
+
+    Of the two orders, DCG is 1 and 1 / log2(3), so half their sum, over the ideal 1 + 1 / log2(3).
+    """
+    example = Example("q", ["a", "b"], [1.0, 0.0], query_id="q", missed={"c": 1.0})
+    result = evaluate_scores([ScoredList(example, [0.0, 0.0])], ["ndcg", "map", "recall", "mrr"])
+    half = 1 / math.log2(3)
+    assert result.metrics["ndcg"] == pytest.approx((1 + half) / 2 / (1 + half))
+    assert result.metrics["map"] == pytest.approx((1 + 0.5) / 2 / 2)
+    assert result.metrics["recall"] == pytest.approx(0.5)
+    assert result.metrics["mrr"] == pytest.approx(0.75)
+    assert result.to_dict()["missed"] == 1

@@ -44,6 +44,7 @@ FLAGS = {
     },
     "evaluate": MODEL_FLAGS | PASSAGE_FLAGS | {
         "dataset", "instructions", "data_format", "split", "metrics", "batch_tokens", "output",
+        "mteb_tasks", "first_stage", "top_k",
     },
     "rank": MODEL_FLAGS | PASSAGE_FLAGS | {
         "query", "documents", "input", "output", "top_k", "probability", "batch_tokens",

@@ -2,6 +2,11 @@
 
 Evaluation reads every query's full candidate list: nothing is sampled. Means are taken over the
 queries that hold a relevant document (a label above 0); how many do not is reported beside them.
+
+Where a row says which relevant documents its candidates lack (``Example.missed``, from the
+judgements of a BEIR folder), these count as not found: recall and MAP divide by them too, and
+NDCG's ideal holds them. The figures are then those of trec_eval on the complete judgements, which
+papers and leaderboards quote.
 """
 
 from __future__ import annotations
@@ -64,6 +69,7 @@ class EvaluationResult:
         first_stage_tie_rate: the same rate for the retriever's scores, or None.
         without_first_stage: queries without first-stage scores; 0 where the comparison was not
             asked for.
+        missed: relevant documents that are no candidates and count as not found.
     """
 
     metrics: dict[str, float]
@@ -76,6 +82,7 @@ class EvaluationResult:
     first_stage_per_query: dict[str, FloatArray] | None = None
     first_stage_tie_rate: float | None = None
     without_first_stage: int = 0
+    missed: int = 0
 
     @property
     def queries(self) -> int:
@@ -126,6 +133,7 @@ class EvaluationResult:
             "queries_without_positive": self.without_positive,
             "queries_without_first_stage": self.without_first_stage,
             "documents": self.documents,
+            "missed": self.missed,
             "query_ids": list(self.query_ids),
             "has_positive": self.has_positive.tolist(),
             "per_query": _plain(self.per_query),
@@ -173,9 +181,12 @@ def evaluate_scores(
     offsets_Q = np.cumsum([0] + [len(s.scores) for s in lists])
 
     kept_Q = has_positive(labels_P, offsets_Q, query_ids=query_ids)
+    kept_Q |= np.array([any(y > 0 for y in _missed(s.example)) for s in lists], bool)
+    found_Q = _found_shares(lists, names)
 
     def measure(values_P: FloatArray) -> tuple[dict[str, float], dict[str, FloatArray], float]:
         values = per_query_metrics(values_P, labels_P, offsets_Q, names, query_ids=query_ids)
+        values = {name: values_Q * found_Q[name] for name, values_Q in values.items()}
         return mean_metrics(values, kept_Q), values, tie_rate(values_P, labels_P, offsets_Q)
 
     means, per_query, ties = measure(scores_P)
@@ -200,7 +211,41 @@ def evaluate_scores(
         first_stage_per_query=before[1] if before else None,
         first_stage_tie_rate=before[2] if before else None,
         without_first_stage=without,
+        missed=sum(y > 0 for s in lists for y in _missed(s.example)),
     )
+
+
+def _missed(example: Example) -> list[float]:
+    return list((example.missed or {}).values())
+
+
+def _found_shares(lists: Sequence[ScoredList], names: Sequence[str]) -> dict[str, FloatArray]:
+    """What each query's value is to be multiplied by, since it was divided by the list's share.
+
+    Recall and MAP are sums over the relevant documents divided by their number, NDCG is one divided
+    by the ideal's gain: neither divisor depends on the order, so the quotient of the list's divisor
+    and the complete one is exact, for tied scores too.
+    """
+    shares = {str(metric): np.ones(len(lists)) for metric in parse_metrics(names)}
+    for metric in parse_metrics(names):
+        if metric.name not in ("ndcg", "recall", "map"):
+            continue
+        for index, scored in enumerate(lists):
+            if scored.example.missed:
+                listed = [float(y) for y in scored.example.labels if y > 0]
+                judged = listed + [y for y in _missed(scored.example) if y > 0]
+                if metric.name == "ndcg":
+                    share = _ideal(listed, metric.k) / (_ideal(judged, metric.k) or 1.0)
+                else:
+                    share = len(listed) / (len(judged) or 1)
+                shares[str(metric)][index] = share
+    return shares
+
+
+def _ideal(labels: Sequence[float], k: int | None) -> float:
+    """The gain of the best order of the first ``k`` ranks."""
+    best = sorted(labels, reverse=True)[:k]
+    return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(best, 1))
 
 
 def evaluate(
@@ -459,7 +504,7 @@ def _number(text: str, what: str) -> float:
 
 
 def write_qrels(path: str | Path, lists: Sequence[ScoredList]) -> None:
-    """Write the labels as TREC judgements, ``query 0 document label``.
+    """Write the labels as TREC judgements, ``query 0 document label``, those missed included.
 
     Ids are spelt as in :func:`write_trec_run`.
 
@@ -477,6 +522,8 @@ def write_qrels(path: str | Path, lists: Sequence[ScoredList]) -> None:
                     "scale or round soft labels first"
                 )
             lines.append(f"{query_id} 0 {document} {int(label)}\n")
+        for document, label in (scored.example.missed or {}).items():
+            lines.append(f"{query_id} 0 {_token(document, 'document id')} {int(label)}\n")
     write_text(path, "".join(lines))
 
 

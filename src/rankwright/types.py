@@ -30,6 +30,8 @@ class Example:
         query_id: unique within one dataset.
         document_ids: ``D`` ids; None where the source has none.
         source: where it came from, for messages, such as ``train.jsonl:12``.
+        missed: labels by id of the documents that were judged relevant and are no candidates, where
+            the source tells. No reranker can find them; metrics count them as not found.
     """
 
     query: str
@@ -41,6 +43,7 @@ class Example:
     query_id: str = ""
     document_ids: list[str] | None = None
     source: str = ""
+    missed: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

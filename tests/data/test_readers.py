@@ -730,6 +730,7 @@ def test_beir_run(where: str, tmp_path: Path) -> None:
         Example(
             "query one", ["third", "second", "Four "], [0, 0, 0], [9.5, 7, 6], query_id="q1",
             document_ids=["d3", "d2", "d4"], source=f"{folder}/queries.jsonl:1",
+            missed={"d1": 2.0, "d9": 1.0},
         )
     ]  # fmt: skip
     assert data.report.noted == Counter({POSITIVE_NOT_IN_RUN: 2, NEGATIVE_JUDGEMENT: 1})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rankwright.commands.common import (
     load_reranker,
@@ -14,6 +15,7 @@ from rankwright.commands.common import (
     parse,
     report_dropped,
     report_truncation,
+    write_json,
 )
 from rankwright.errors import ConfigError
 
@@ -41,6 +43,23 @@ class EvaluateArguments:
             "help": "mrr, ndcg, map, precision, recall, hit, each with @k; or RR, nDCG, AP, P, R, S"
         },
     )
+    mteb_tasks: list[str] = dataclasses.field(
+        default_factory=list,
+        metadata={
+            "help": "tasks or benchmarks of mteb in place of --dataset, such as SciDocsRR or "
+            "NanoBEIR; their prompts are the instructions, unless --instructions gives others"
+        },
+    )
+    first_stage: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "where candidates come from if a task brings none: bm25 (default), or a folder "
+            "of mteb's predictions"
+        },
+    )
+    top_k: int = dataclasses.field(
+        default=100, metadata={"help": "candidates of a query that the first stage finds"}
+    )
     batch_tokens: int | None = dataclasses.field(
         default=None,
         metadata={"help": "tokens scored at a time; default: 4096 on a CPU, 16384 elsewhere"},
@@ -61,8 +80,10 @@ def run(words: list[str]) -> int:
     """Run the command and return its exit code."""
     given = parse("evaluate", types(), words)
     options = own(EvaluateArguments, given)
-    if not options.dataset:
-        raise ConfigError("--dataset is missing; give rows to evaluate on")
+    if bool(options.dataset) == bool(options.mteb_tasks):
+        raise ConfigError("give rows to evaluate on with --dataset, or --mteb_tasks")
+    if options.top_k < 1:
+        raise ConfigError(f"--top_k {options.top_k} is less than 1")
     from rankwright.data.readers import load_examples
     from rankwright.evaluation import evaluate_scores, metrics_table, write_qrels, write_trec_run
     from rankwright.metrics import parse_metrics
@@ -73,6 +94,10 @@ def run(words: list[str]) -> int:
     if options.output is not None:
         # before the ranking, which may take hours
         make_folder(options.output)
+    if options.mteb_tasks:
+        return _run_tasks(given, options)
+    if options.first_stage is not None:
+        raise ConfigError("--first_stage goes with --mteb_tasks; rows have their candidates")
     data = load_examples(
         options.dataset,
         instructions=options.instructions,
@@ -90,6 +115,8 @@ def run(words: list[str]) -> int:
     if result.first_stage_row is not None:
         rows = {"first stage": result.first_stage_row, **rows}
     title = f"{result.queries} queries, {result.documents} documents"
+    if result.missed:
+        title += f"; {result.missed} relevant documents are no candidates and count as not found"
     if result.without_positive:
         title += f"; {result.without_positive} queries without a positive are left out of the means"
     console.print(metrics_table(rows, title))
@@ -105,4 +132,59 @@ def run(words: list[str]) -> int:
         else:
             console.print("no qrels.txt: TREC's judgements are whole numbers, these labels are not")
         console.print(f"written to {folder}: {written}")
+    return 0
+
+
+def _run_tasks(given: dict[str, Any], options: Any) -> int:
+    """Evaluate on tasks of mteb."""
+    for name in ("data_format", "split"):
+        if getattr(options, name) is not None:
+            raise ConfigError(f"--{name} goes with --dataset; tasks of mteb know theirs")
+    from rankwright.evaluation import metrics_table
+    from rankwright.mteb_tasks import evaluate_tasks, find_tasks
+    from rankwright.progress import console, tracked
+
+    tasks = find_tasks(options.mteb_tasks)
+    reranker = load_reranker(given, options.batch_tokens)
+    model = model_arguments(given)
+    folder = Path(model.model)
+    results = evaluate_tasks(
+        reranker,
+        tasks,
+        options.metrics,
+        model_name=f"rankwright/{folder.resolve().name}" if folder.exists() else model.model,
+        revision=model.revision,
+        instructions=options.instructions,
+        first_stage=options.first_stage,
+        top_k=options.top_k,
+        output=None if options.output is None else Path(options.output),
+        progress=lambda name: tracked(f"ranking {name}", None),
+    )
+    table: dict[str, dict[str, float]] = {}
+    for result in results:
+        if result.ours.first_stage_row is not None:
+            table[f"{result.name}: first stage"] = result.ours.first_stage_row
+        table[result.name] = {f"mteb {result.main_score}": result.value, **result.ours.row}
+    console.print(metrics_table(table, "Scores of mteb, and ours (ties by expectation)"))
+    report_truncation(reranker.truncated, reranker)
+    if options.output is not None:
+        write_json(
+            Path(options.output) / "metrics.json",
+            [
+                {
+                    "task": result.task,
+                    "subset": result.subset,
+                    "split": result.split,
+                    "instruction": result.instruction,
+                    "main_score": result.main_score,
+                    "mteb": result.scores,
+                    "rankwright": result.ours.to_dict(),
+                }
+                for result in results
+            ],
+        )
+        console.print(
+            f"written to {options.output}: metrics.json; mteb's own files in results and "
+            "predictions"
+        )
     return 0

@@ -1240,6 +1240,7 @@ def _beir_examples(
         known = [document_id for document_id in ranked if document_id in texts]
         _count(report.dropped, NOT_IN_CORPUS, len(ranked) - len(known))
         judged = qrels[query_id]
+        candidate_ids = set(known)
         example = Example(
             query=query,
             documents=[texts[document_id][0] for document_id in known],
@@ -1248,6 +1249,12 @@ def _beir_examples(
             query_id=query_id,
             document_ids=known,
             source=place,
+            missed={
+                document_id: score
+                for document_id, score in judged.items()
+                if score > 0 and run is not None and document_id not in candidate_ids
+            }
+            or None,
         )
         if _clean(example, report):
             yield example

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -69,6 +70,7 @@ def _schemas() -> tuple[Any, Any]:
             "instruction": pa.string(),
             "document_ids": pa.list_(pa.string()),
             "source": pa.string(),
+            "missed": pa.string(),
             "id": pa.string(),
             "positives": pa.list_(pa.int32()),
             "negatives": pa.list_(pa.int32()),
@@ -132,6 +134,8 @@ class ExampleStore(Rows):
             return self.select(np.arange(len(self))[index])
         entry = int(self._indices[index])
         values = self._texts[int(self._all_rows[entry])]
+        if values["missed"] is not None:
+            values["missed"] = json.loads(values["missed"])
         return Example(query_id=self._query_ids[entry].as_py(), **values)
 
     def select(self, indices: NDArray[np.int64]) -> ExampleStore:
@@ -326,6 +330,7 @@ def _write(folder: Path, datasets: Any, report: LoadReport, seed: int) -> None:
                 positives, negatives = distinct(example)
                 row = {name: getattr(example, name) for name in _TEXTS}
                 row |= {
+                    "missed": None if example.missed is None else json.dumps(example.missed),
                     "id": example.query_id,
                     "positives": positives,
                     "negatives": negatives,

@@ -307,7 +307,7 @@ def test_the_command(
         entry["mteb"]["ndcg_at_10"], abs=1.1e-5
     )
     for flags, message in (
-        (["--dataset", "x"], "give rows to evaluate on with --dataset, or --mteb_tasks"),
+        (["--dataset", "x"], "--dataset and --mteb_tasks exclude each other"),
         (["--split", "test"], "--split goes with --dataset"),
         (["--instructions", "a", "b"], "2 instructions for 1 tasks (Made)"),
         (["--first_stage", str(tmp_path)], "holds no Made_predictions.json; give bm25"),

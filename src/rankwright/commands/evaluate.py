@@ -80,8 +80,10 @@ def run(words: list[str]) -> int:
     """Run the command and return its exit code."""
     given = parse("evaluate", types(), words)
     options = own(EvaluateArguments, given)
-    if bool(options.dataset) == bool(options.mteb_tasks):
-        raise ConfigError("give rows to evaluate on with --dataset, or --mteb_tasks")
+    if not options.dataset and not options.mteb_tasks:
+        raise ConfigError("--dataset is missing; give rows to evaluate on, or --mteb_tasks")
+    if options.dataset and options.mteb_tasks:
+        raise ConfigError("--dataset and --mteb_tasks exclude each other; give one")
     if options.top_k < 1:
         raise ConfigError(f"--top_k {options.top_k} is less than 1")
     from rankwright.data.readers import load_examples

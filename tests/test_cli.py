@@ -330,3 +330,44 @@ def test_rows_come_from_the_hub_that_use_hf_names(
     mistake(capsys, *base)
     mistake(capsys, *base, "--use_hf", "true")
     assert seen == [True, False, True]
+
+
+def test_a_teacher_writes_scores_and_a_student_learns_them(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows come back with all that they held, and each document's logit beside it."""
+    from rankwright import Reranker, load_examples
+
+    rows = [
+        {
+            "query_id": f"q{n}",
+            "query": f"fox and hills {n}",
+            "documents": ["rain falls", "green hills", "a lazy dog"],
+            "document_ids": ["x", "y", "z"],
+            "labels": [0, 2, 1],
+            "scores": [3.5, 2.5, 1.5],
+            "instruction": "find animals",
+        }
+        for n in range(4)
+    ]
+    source, target = tmp_path / "rows.jsonl", tmp_path / "scored.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["rank", "--model", model, "--dataset", str(source), "--write_scores", str(target)]
+    assert cli.main(words) == 0
+    assert "4 rows with teacher_scores written" in capsys.readouterr().err
+    before, after = load_examples(source).examples, load_examples(target).examples
+    scored = Reranker.load(model).score_examples(before)
+    for one, two, expected in zip(before, after, scored, strict=True):
+        assert two.teacher_scores == pytest.approx(expected.scores, abs=1e-6)
+        for name in ("query_id", "query", "documents", "document_ids", "labels", "instruction"):
+            assert getattr(one, name) == getattr(two, name)
+        assert one.first_stage_scores == two.first_stage_scores
+    student = ["--loss_type", "kl", "--group", "all", "--max_steps", "1", "--use_cpu", "true"]
+    out = ["--output_dir", str(tmp_path / "student")]
+    assert cli.main(["train", "--model", model, "--dataset", str(target), *student, *out]) == 0
+    assert mistake(capsys, *words[:-1], str(source)) == (
+        f"--write_scores {source} is the dataset; name another file"
+    )
+    assert mistake(capsys, *words[:-2]).startswith("--dataset and --write_scores belong together")
+    assert mistake(capsys, *words, "--top_k", "2").startswith("--write_scores writes the logits of")
+    assert mistake(capsys, *words, "--input", "-").startswith("--write_scores writes the rows of")

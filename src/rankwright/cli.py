@@ -59,7 +59,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "rank": Command(
         'use:       rankwright rank --model output --query "..." --documents docs.txt',
-        "--model M (--query Q --documents FILE | --input FILE) [arguments]",
+        "--model M (--query Q --documents FILE | --input FILE | --dataset FILE ... "
+        "--write_scores FILE) [arguments]",
     ),
     "export": Command(
         "other formats, checked: rankwright export --model output --to onnx --output onnx",

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwright.commands.common import load_reranker, own, parse, report_truncation, writer
+from rankwright.commands.common import (
+    load_reranker,
+    model_arguments,
+    own,
+    parse,
+    report_dropped,
+    report_truncation,
+    writer,
+)
 from rankwright.errors import ConfigError, DataError
 
 
@@ -28,6 +36,17 @@ class RankArguments:
     )
     output: str | None = dataclasses.field(
         default=None, metadata={"help": "where JSONL goes; default standard output"}
+    )
+    dataset: list[str] = dataclasses.field(
+        default_factory=list,
+        metadata={"help": "with --write_scores: files, folders or hub ids of training rows"},
+    )
+    write_scores: str | None = dataclasses.field(
+        default=None,
+        metadata={
+            "help": "JSONL for the rows of --dataset with this model's logits as teacher_scores, "
+            "to train another on with --loss_type kl"
+        },
     )
     top_k: int | None = dataclasses.field(default=None, metadata={"help": "documents to return"})
     probability: bool = dataclasses.field(
@@ -62,6 +81,8 @@ def run(words: list[str]) -> int:
     given = parse("rank", types(), words)
     options = own(RankArguments, given)
     one = options.query is not None or options.documents is not None
+    if options.dataset or options.write_scores is not None:
+        return _write_scores(given, options, others=one or options.input is not None)
     if one == (options.input is not None):
         raise ConfigError(
             "give --query with --documents FILE, or --input FILE of {query, documents} lines"
@@ -81,6 +102,55 @@ def run(words: list[str]) -> int:
     edge.report()
     report_truncation(reranker.truncated, reranker)
     return 0
+
+
+def _write_scores(given: dict[str, Any], options: Any, *, others: bool) -> int:
+    """Write rows back with a teacher's scores."""
+    if not options.dataset or options.write_scores is None:
+        raise ConfigError("--dataset and --write_scores belong together; give both")
+    if others or options.output is not None:
+        raise ConfigError(
+            "--write_scores writes the rows of --dataset; leave out --query, --documents, --input "
+            "and --output"
+        )
+    if options.probability or options.calibrated or options.threshold or options.top_k:
+        raise ConfigError(
+            "--write_scores writes the logits of all documents; leave out --probability, "
+            "--calibrated, --threshold and --top_k"
+        )
+    from rankwright.data.readers import load_examples
+    from rankwright.progress import console, tracked
+
+    for name in options.dataset:
+        source, target = Path(name.split("#")[0]), Path(options.write_scores)
+        if source.is_file() and target.is_file() and source.samefile(target):
+            raise ConfigError(f"--write_scores {target} is the dataset; name another file")
+    data = load_examples(options.dataset, use_hf=model_arguments(given).use_hf)
+    report_dropped(data.report.dropped)
+    reranker = load_reranker(given, options.batch_tokens)
+    rows = len(data.examples)
+    with tracked("scoring", rows) as advance, writer(options.write_scores) as out:
+        for scored in reranker.iter_scores(data.examples, advance):
+            print(json.dumps(_scored_row(scored), ensure_ascii=False), file=out)
+    report_truncation(reranker.truncated, reranker)
+    console.print(f"{rows} rows with teacher_scores written to {options.write_scores}")
+    return 0
+
+
+def _scored_row(scored: Any) -> dict[str, Any]:
+    """A row of the format ``labels`` that keeps all that was read."""
+    example = scored.example
+    row = {
+        "query_id": example.query_id or None,
+        "query": example.query,
+        "instruction": example.instruction,
+        "documents": example.documents,
+        "document_ids": example.document_ids,
+        "labels": example.labels,
+        "scores": example.first_stage_scores,
+        "teacher_scores": scored.scores,
+    }
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def _number(threshold: str | None) -> float | None:

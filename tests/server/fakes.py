@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from rankwright.errors import ConfigError
 from rankwright.server.app import Service
 from rankwright.server.runner import Server, listen
 from rankwright.types import Example
@@ -53,6 +55,13 @@ class WordScorer:
         self.hold.set()
         self.started = threading.Event()
 
+    reads_instruction = False
+
+    def probabilities(self, scores: Sequence[float], *, calibrated: bool) -> list[float]:
+        if calibrated:
+            raise ConfigError("no calibration")
+        return [1 / (1 + math.exp(-score)) for score in scores]
+
     def about(self) -> dict[str, Any]:
         return {
             "name": self.name,
@@ -62,6 +71,7 @@ class WordScorer:
             "device": "cpu",
             "max_length": self.max_length,
             "instruction": None,
+            "calibration": None,
             "passages": None,
         }
 

@@ -10,7 +10,6 @@ import base64
 import hashlib
 import importlib.resources
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -60,8 +59,17 @@ class ServedScorer(Scorer, Protocol):
         """Most tokens of a pair."""
         ...
 
+    @property
+    def reads_instruction(self) -> bool:
+        """Whether an instruction changes its scores."""
+        ...
+
     def about(self) -> dict[str, Any]:
         """What ``/info`` says of it."""
+        ...
+
+    def probabilities(self, scores: Sequence[float], *, calibrated: bool) -> list[float]:
+        """Probabilities of logits; a ``ConfigError`` where there is no calibration."""
         ...
 
     def encode(
@@ -236,6 +244,9 @@ class Service:
     ) -> dict[str, Any]:
         """Answer a body with ``documents``."""
         scorer = self.scorer(body.model)
+        _values(
+            scorer, [], bool(body.raw_scores), body.calibrated
+        )  # refused before anything is computed
         scores, tokens, cut = await self.score(
             scorer,
             [(body.query, body.texts)],
@@ -246,13 +257,10 @@ class Service:
             max_length=body.truncate_prompt_tokens,
             passages=body.max_chunks_per_doc,
         )
+        values = _values(scorer, scores[0], bool(body.raw_scores), body.calibrated)
         results = []
         for index in _order(scores[0])[: body.top_n or None]:
-            logit = scores[0][index]
-            result: dict[str, Any] = {
-                "index": index,
-                "relevance_score": logit if body.raw_scores else sigmoid(logit),
-            }
+            result: dict[str, Any] = {"index": index, "relevance_score": values[index]}
             if body.return_documents:
                 result["document"] = _given_back(body, index)
             results.append(result)
@@ -260,8 +268,13 @@ class Service:
             "api_version": {"version": version},
             "tokens": {"input_tokens": tokens},
         }
+        warnings = []
         if any(cut.values()):
-            meta["warnings"] = [f"cut to what is read at most: {_count(cut)}"]
+            warnings.append(f"cut to what is read at most: {_count(cut)}")
+        if body.task is not None and not scorer.reads_instruction:
+            warnings.append("the instruction has no effect: this model reads none")
+        if warnings:
+            meta["warnings"] = warnings
         return {
             "id": request.state.request_id,
             "object": "rerank",
@@ -274,18 +287,21 @@ class Service:
 
     async def tei(self, body: schemas.TeiBody) -> list[dict[str, Any]]:
         """Answer a body with ``texts``."""
+        scorer = self.scorer(body.model)
+        _values(
+            scorer, [], bool(body.raw_scores), body.calibrated
+        )  # refused before anything is computed
         scores, _, _ = await self.score(
-            self.scorer(body.model),
+            scorer,
             [(body.query, body.texts)],
             field="texts",
             instruction=body.task,
             whole=body.truncate is False,
         )
+        values = _values(scorer, scores[0], bool(body.raw_scores), body.calibrated)
         results = []
         for index in _order(scores[0]):
-            logit = scores[0][index]
-            score = logit if body.raw_scores else sigmoid(logit)
-            result: dict[str, Any] = {"index": index, "score": score}
+            result: dict[str, Any] = {"index": index, "score": values[index]}
             if body.return_text:
                 result["text"] = body.texts[index]
             results.append(result)
@@ -294,6 +310,7 @@ class Service:
     async def pairs(self, body: schemas.ScoreBody, request: Request) -> dict[str, Any]:
         """Answer pairs."""
         scorer = self.scorer(body.model)
+        _check_scale(scorer, body.logits, body.calibrated)
         scores, tokens, _ = await self.score(
             scorer,
             body.groups,
@@ -303,18 +320,15 @@ class Service:
             max_length=body.truncate_prompt_tokens,
         )
         logits = [logit for group in scores for logit in group]
+        values = _values(scorer, logits, body.logits, body.calibrated)
         return {
             "id": request.state.request_id,
             "object": "list",
             "created": int(time.time()),
             "model": scorer.name,
             "data": [
-                {
-                    "index": index,
-                    "object": "score",
-                    "score": logit if body.logits else sigmoid(logit),
-                }
-                for index, logit in enumerate(logits)
+                {"index": index, "object": "score", "score": value}
+                for index, value in enumerate(values)
             ],
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
@@ -458,6 +472,9 @@ class Service:
             return refused(request, _bad_body(error))
 
         async def http_error(request: Request, error: Any) -> Response:
+            if error.status_code == 400:
+                # what the parser gave up on, such as a hundred thousand brackets
+                return refused(request, RefusedError(422, "the body is not JSON", "body"))
             message = f"{request.method} {request.url.path[:100]}: {error.detail}"
             return refused(request, RefusedError(error.status_code, message, "path"))
 
@@ -473,11 +490,24 @@ class Service:
         return app
 
 
-def sigmoid(logit: float) -> float:
-    """The probability."""
-    if logit >= 0:
-        return 1 / (1 + math.exp(-logit))
-    return math.exp(logit) / (1 + math.exp(logit))
+def _check_scale(scorer: ServedScorer, raw: bool, calibrated: bool | None) -> None:
+    """Refuse what cannot be answered, before anything is computed."""
+    if not calibrated:
+        return
+    message = "logits are not calibrated; leave it out" if raw else None
+    try:
+        scorer.probabilities([0.0], calibrated=True)
+    except RankwrightError:
+        message = f"{scorer.name} has no calibration; fit one with rankwright calibrate"
+    if message is not None:
+        raise RefusedError(422, f"calibrated: {message}", "body", "calibrated")
+
+
+def _values(
+    scorer: ServedScorer, logits: Sequence[float], raw: bool, calibrated: bool | None
+) -> list[float]:
+    """What is answered: logits, or probabilities."""
+    return list(logits) if raw else scorer.probabilities(logits, calibrated=bool(calibrated))
 
 
 def _order(scores: Sequence[float]) -> list[int]:
@@ -514,6 +544,7 @@ def _errors(model: Any) -> dict[int | str, dict[str, Any]]:
     reasons = {
         401: "the API key is missing or wrong",
         404: "the model is not served",
+        408: "the body did not come in time",
         413: "too many documents, bytes or tokens",
         422: "a field is missing or wrong; the message names it",
         429: "too many requests wait; Retry-After says for how long",

@@ -59,6 +59,10 @@ class Body(BaseModel):
     )
     instruct: Text | None = Field(None, description="the same as instruction")
 
+    calibrated: StrictBool | None = Field(
+        None, description="probabilities by the model's calibration instead of the plain sigmoid"
+    )
+
     @property
     def task(self) -> str | None:
         """The instruction, under whichever name."""
@@ -362,6 +366,7 @@ class ModelInfo(BaseModel):
     device: str
     max_length: int
     instruction: str | None = Field(description="its own; null where it reads none")
+    calibration: str | None = Field(description="the method; null: calibrated is refused")
     passages: str | None = Field(
         description="max or mean of the best: how documents that do not fit are read; null: cut"
     )

@@ -72,10 +72,23 @@ class ModelScorer:
         """Tokens scored at a time."""
         return self.reranker.batch_tokens
 
+    @property
+    def reads_instruction(self) -> bool:
+        """Whether an instruction changes its scores."""
+        return self.reranker.loaded.spec.template.reads_instruction
+
+    def probabilities(self, scores: Sequence[float], *, calibrated: bool) -> list[float]:
+        """Probabilities of logits.
+
+        Raises:
+            ConfigError: the model has no calibration.
+        """
+        return self.reranker.probabilities(scores, calibrated=calibrated)
+
     def about(self) -> dict[str, Any]:
         """What ``/info`` says of it."""
         spec, model = self.reranker.loaded.spec, self.reranker.loaded.model
-        reads = spec.template_prefix is not None and "{instruction}" in spec.template_prefix
+        calibration = self.reranker.calibration
         return {
             "name": self.name,
             "kind": spec.kind,
@@ -83,7 +96,8 @@ class ModelScorer:
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
             "device": str(self.reranker.device),
             "max_length": spec.max_length,
-            "instruction": spec.instruction if reads else None,
+            "instruction": spec.instruction if self.reads_instruction else None,
+            "calibration": calibration.method if calibration else None,
             "passages": self.reranker.passages.pooling if self.reranker.passages else None,
         }
 

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
+# what a group must hold to be a term of a loss, by Loss.needs
+NEEDS = {"one": "a document", "two": "two documents", "both": "different labels"}
 PLACE = re.compile(r"^<!-- generated: (.+?) -->$", re.MULTILINE)
 
 
@@ -119,10 +121,11 @@ def losses() -> str:
                 f"`{name}`",
                 plain(loss.summary),
                 ", ".join(f"`--{option}`" for option in loss.options),
+                NEEDS[loss.needs] + (", a teacher's scores" if loss.teacher else ""),
                 ", ".join(f"`{alias}`" for alias in aliases),
             ]
         )
-    return table(["`--loss_type`", "what it is", "arguments", "other names"], rows)
+    return table(["`--loss_type`", "what it is", "arguments", "a group needs", "other names"], rows)
 
 
 def metrics() -> str:
@@ -139,6 +142,14 @@ def formats() -> str:
 
     rows = [[f"`{reader.name}`", plain(reader.description)] for reader in READERS.values()]
     return table(["`--data_format`", "a row"], rows)
+
+
+def templates() -> str:
+    """The templates."""
+    from rankwright.templates import TEMPLATES
+
+    rows = [[f"`{name}`", plain(entry.description)] for name, entry in TEMPLATES.items()]
+    return table(["`--template`", "the prompt of, and its two tokens"], rows)
 
 
 def environment() -> str:
@@ -189,6 +200,7 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "loss names": loss_names,
     "metrics": metrics,
     "formats": formats,
+    "templates": templates,
     "environment": environment,
     "aliases": aliases,
     "without effect": without_effect,

@@ -20,8 +20,10 @@ from rankwright import cli
 from rankwright.arguments import ALIASES, ENVIRONMENT, WITHOUT_EFFECT
 from rankwright.data.readers import READERS
 from rankwright.losses import ALIASES as LOSS_ALIASES
-from rankwright.losses import LOSSES, find_loss
+from rankwright.losses import LOSSES
 from rankwright.metrics import METRICS
+from rankwright.objective import parse_objective
+from rankwright.templates import TEMPLATES
 from tests.documents import (
     OUTSIDE,
     ROOT,
@@ -156,6 +158,8 @@ def test_the_tables_are_the_code(site: Path) -> None:
         assert f"{name} {entry.description}" in text
     for name, reader in READERS.items():
         assert f"{name} {reader.description}" in text
+    for name, template in TEMPLATES.items():
+        assert f"{name} {template.description}" in text
     for variable, (argument, _) in ENVIRONMENT.items():
         assert f"{variable} --{argument}" in text
 
@@ -199,7 +203,7 @@ def test_every_argument_that_is_named_exists(page: str) -> None:
     for name in re.findall(r"(?<![\w-])--([a-z][a-z0-9_]+)(?![\w-])", text):
         assert name in known, f"{page}: --{name}"
     for name in re.findall(r"--loss_type ([\w*.+]+)", text):
-        find_loss(name)
+        parse_objective(name)
 
 
 @pytest.mark.parametrize("page", PAGES)

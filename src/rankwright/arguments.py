@@ -263,6 +263,11 @@ class RunArguments:
     early_stopping_patience: int | None = _option(
         None, "evaluations without improvement after which the run ends"
     )
+    calibrate: str = _option(
+        "none",
+        "platt or temperature: fit probabilities to the validation rows at the end, and save them "
+        "with the model; rankwright calibrate does it later, with thresholds",
+    )
     resume: bool = _option(False, "go on from the last checkpoint in --output_dir")
     overwrite: bool = _option(False, "replace the run that --output_dir holds")
 
@@ -880,6 +885,11 @@ def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
         raise ConfigError(f"--split_dataset_ratio {data.split_dataset_ratio} is not in [0, 1)")
     if data.val_dataset and data.split_dataset_ratio:
         raise ConfigError("--val_dataset and --split_dataset_ratio exclude each other; give one")
+    _choice("calibrate", arguments.run.calibrate, ["none", "platt", "temperature"])
+    if arguments.run.calibrate != "none" and not (data.val_dataset or data.split_dataset_ratio):
+        raise ConfigError(
+            "--calibrate needs validation rows; give --val_dataset or --split_dataset_ratio"
+        )
     _check_loss(arguments)
     for name, value, least in (
         ("max_positive_samples", data.max_positive_samples, 1),

@@ -284,6 +284,7 @@ def calibrate_lists(
     goals: Sequence[tuple[str, float]] = (),
     *,
     folds: int = 5,
+    settings: Mapping[str, Any] | None = None,
 ) -> Calibration:
     """Fit probabilities and thresholds to scored candidate lists.
 
@@ -292,6 +293,7 @@ def calibrate_lists(
         method: a name in ``calibration.METHODS``.
         goals: wanted thresholds, such as ``("precision", 0.9)``.
         folds: parts of the queries for the held-out figures.
+        settings: ``Reranker.settings`` that gave the scores, kept in the record.
 
     Returns:
         The calibration. Its ``record`` holds ``queries``, ``documents`` and ``relevant``; the
@@ -322,6 +324,7 @@ def calibrate_lists(
         "after": figures(fitted.logits(scores_P), labels_P),
         "held_out": found,
         "not_held_out": reason,
+        "settings": dict(settings or {}),
     }
     return replace(fitted, thresholds=thresholds, record=record)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,6 +111,7 @@ class Reranker:
                 f"{loaded.spec.max_length} leaves; lower it"
             )
         self.passages = passages
+        self._warned: set[str] = set()
         self._warned_of_instructions = False
 
     @classmethod
@@ -200,6 +201,14 @@ class Reranker:
         """
         return self._calibrated().threshold(name).score
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What scores depend on besides the weights and the texts."""
+        spec = self.loaded.spec
+        names = ("max_length", "template_prefix", "template_suffix", "instruction")
+        passages = None if self.passages is None else asdict(self.passages)
+        return {**{name: getattr(spec, name) for name in names}, "passages": passages}
+
     def _calibrated(self) -> Calibration:
         calibration = self.calibration
         if calibration is None:
@@ -207,6 +216,19 @@ class Reranker:
                 f"{self.loaded.folder} holds no calibration; fit one with rankwright calibrate "
                 "--model M --dataset FILE"
             )
+        fitted = calibration.record.get("settings") or {}
+        for name, value in self.settings.items():
+            before = fitted.get(name, value)
+            if before != value and name not in self._warned:
+                self._warned.add(name)
+                logger.warning(
+                    "the model was calibrated with %s %r and is used with %r, so its probabilities "
+                    "and thresholds may be off; use the same, or fit again with rankwright "
+                    "calibrate",
+                    name,
+                    before,
+                    value,
+                )
         return calibration
 
     def rank(

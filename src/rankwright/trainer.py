@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,12 @@ from rankwright.data.readers import LoadedData, Purpose, dataset_instructions
 from rankwright.data.store import load_store
 from rankwright.data.tokens import allow_forks, quiet_tokenizers, token_store
 from rankwright.errors import CheckpointError, ConfigError, DataError
-from rankwright.evaluation import EvaluationResult, bootstrap_interval, evaluate_scores
+from rankwright.evaluation import (
+    EvaluationResult,
+    bootstrap_interval,
+    calibrate_lists,
+    evaluate_scores,
+)
 from rankwright.metrics import parse_metric, parse_metrics
 from rankwright.models import checkpoint
 from rankwright.models.card import base_name, hub_id, write_card
@@ -768,6 +774,7 @@ def train_on(
     )
     lengths = trainer.lengths_everywhere()
     if args.should_save:
+        _calibrate(trainer, arguments.run.calibrate)
         rows = {"train": _row_counts(train_examples), "validation": _row_counts(val_examples)}
         more = {"lengths": lengths, "rows": rows, "data": _data_names(arguments)}
         name = target.name if target is not None else output.name
@@ -820,6 +827,28 @@ def _data_names(arguments: TrainArguments) -> dict[str, Any]:
         "training_files": [base_name(name) for name in data.dataset],
         "validation_files": [base_name(name) for name in data.val_dataset],
     }
+
+
+def _calibrate(trainer: _Trainer, method: str) -> None:
+    """Fit the final model's probabilities to the validation rows; a run never fails for it."""
+    if method == "none":
+        return
+    scores = iter(trainer.scores[_final_step(trainer)].tolist())
+    lists = [
+        ScoredList(example, list(islice(scores, len(example.documents))))
+        for example in trainer.val_examples
+    ]
+    try:
+        found = calibrate_lists(lists, method, settings=trainer.reranker.settings)
+    except DataError as error:
+        console.print(f"--calibrate {method}: not calibrated: {error}")
+        return
+    trainer.loaded.spec.calibration = found.to_dict()
+    before, after = found.record["before"], found.record["held_out"] or found.record["after"]
+    console.print(
+        f"calibrated ({method}): negative log-likelihood {before['nll']:.4f} to "
+        f"{after['nll']:.4f}, calibration error {before['ece']:.4f} to {after['ece']:.4f}"
+    )
 
 
 def _row_counts(examples: Sequence[Example]) -> dict[str, int]:

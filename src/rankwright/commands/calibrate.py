@@ -100,7 +100,9 @@ def run(words: list[str]) -> int:
     report_truncation(reranker.truncated, reranker)
     from rankwright.evaluation import calibrate_lists
 
-    calibration = calibrate_lists(lists, options.method, goals, folds=options.folds)
+    calibration = calibrate_lists(
+        lists, options.method, goals, folds=options.folds, settings=reranker.settings
+    )
     _report(calibration, console)
     folder = save(reranker, calibration, options.output)
     console.print(f"saved in {folder}")

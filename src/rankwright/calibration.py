@@ -620,7 +620,8 @@ def held_out(
 
     Returns:
         ``figures`` of the held-out probabilities; and ``thresholds``: for each goal the precision,
-        the recall and the kept documents that thresholds of the other parts gave.
+        the recall and the kept documents that thresholds of the other parts gave; None where a
+        part's rest does not reach the goal.
 
     Raises:
         ConfigError: there are fewer than two folds.
@@ -636,22 +637,27 @@ def held_out(
     fold_P = (np.random.default_rng(seed).permutation(len(unique)) % folds)[query_P]
     logits_P = np.empty_like(scores_P)
     kept_GP = np.zeros((len(goals), len(scores_P)), bool)
+    reached_G = np.ones(len(goals), bool)
     for fold in range(folds):
         inside = fold_P == fold
         rest = scores_P[~inside], labels_P[~inside]
         logits_P[inside] = fit(method, *rest).logits(scores_P[inside])
         for g, (metric, goal) in enumerate(goals):
-            kept_GP[g, inside] = scores_P[inside] >= find_threshold(metric, goal, *rest).score
+            try:
+                edge = find_threshold(metric, goal, *rest).score
+            except DataError:
+                reached_G[g] = False
+                continue
+            kept_GP[g, inside] = scores_P[inside] >= edge
     thresholds = []
-    for (metric, goal), kept_P in zip(goals, kept_GP, strict=True):
+    for (metric, goal), kept_P, reached in zip(goals, kept_GP, reached_G, strict=True):
         kept, hits = int(kept_P.sum()), float(labels_P[kept_P].sum())
-        precision = hits / kept if kept else None
         thresholds.append(
             {
                 "name": f"{metric}@{goal:g}",
-                "precision": precision,
-                "recall": hits / float(labels_P.sum()),
-                "kept": kept,
+                "kept": kept if reached else None,
+                "precision": hits / kept if reached and kept else None,
+                "recall": hits / float(labels_P.sum()) if reached else None,
             }
         )
     return {**figures(logits_P, labels_P), "folds": folds, "thresholds": thresholds}

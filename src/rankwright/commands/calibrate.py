@@ -105,7 +105,7 @@ def run(words: list[str]) -> int:
     )
     _report(calibration, console)
     folder = save(reranker, calibration, options.output)
-    console.print(f"saved in {folder}")
+    console.print(f"saved in {folder}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -172,26 +172,31 @@ def _report(calibration: Any, console: Any) -> None:
         )
     if not calibration.thresholds:
         return
-    table = Table(title="documents at or above a threshold")
-    for name in ("goal", "score", "probability", "precision", "recall", "kept", "95 % interval"):
+    # narrow enough for 80 columns
+    table = Table(title="documents at or above a threshold", box=None, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for name in ("score", "probability", "precision", "recall", "kept", "95 % interval"):
         table.add_column(name, justify="right")
-    if held is not None:
-        table.add_column("held out: precision", justify="right")
-        table.add_column("recall", justify="right")
     for place, threshold in enumerate(calibration.thresholds):
         low, high = threshold.interval
-        cells = [
+        table.add_row(
             threshold.name,
             f"{threshold.score:.4f}",
             f"{calibration.probabilities([threshold.score])[0]:.4f}",
             f"{threshold.precision:.4f}",
             f"{threshold.recall:.4f}",
-            f"{threshold.kept} of {threshold.documents}",
-            f"{low:.4f} to {high:.4f}",
-        ]
+            str(threshold.kept),
+            f"{low:.2f} to {high:.2f}",
+        )
         if held is not None:
             found = held["thresholds"][place]
-            precision = found["precision"]
-            cells += ["-" if precision is None else f"{precision:.4f}", f"{found['recall']:.4f}"]
-        table.add_row(*cells)
+            precision, recall, kept = (found[name] for name in ("precision", "recall", "kept"))
+            table.add_row(
+                "  held out",
+                "",
+                "",
+                "-" if precision is None else f"{precision:.4f}",
+                "-" if recall is None else f"{recall:.4f}",
+                "-" if kept is None else str(kept),
+            )
     console.print(table)

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from rankwright.errors import CheckpointError, ConfigError
+from rankwright.files import sync_names
 from rankwright.hub import resolve_model
 from rankwright.models.families import FAMILIES
 from rankwright.models.reranker import RerankerModel, score_token
@@ -571,6 +572,7 @@ def write_calibration(folder: Path, calibration: dict[str, Any] | None) -> Path:
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
+        sync_names(folder)
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error}") from error
     finally:

@@ -217,7 +217,10 @@ class Service:
         }
         if whole and any(cut.values()):
             raise RefusedError(
-                413, f"{_count(cut)} do not fit in {scorer.max_length} tokens", "tokens", field
+                413,
+                f"longer than the {scorer.max_length} tokens of a pair: {_count(cut)}",
+                "tokens",
+                field,
             )
         if tokens > self.policy.max_tokens:
             raise RefusedError(
@@ -244,9 +247,7 @@ class Service:
     ) -> dict[str, Any]:
         """Answer a body with ``documents``."""
         scorer = self.scorer(body.model)
-        _values(
-            scorer, [], bool(body.raw_scores), body.calibrated
-        )  # refused before anything is computed
+        _check_scale(scorer, bool(body.raw_scores), body.calibrated)
         scores, tokens, cut = await self.score(
             scorer,
             [(body.query, body.texts)],
@@ -288,9 +289,7 @@ class Service:
     async def tei(self, body: schemas.TeiBody) -> list[dict[str, Any]]:
         """Answer a body with ``texts``."""
         scorer = self.scorer(body.model)
-        _values(
-            scorer, [], bool(body.raw_scores), body.calibrated
-        )  # refused before anything is computed
+        _check_scale(scorer, bool(body.raw_scores), body.calibrated)
         scores, _, _ = await self.score(
             scorer,
             [(body.query, body.texts)],

@@ -23,6 +23,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return PLACE.sub(lambda found: generate(found[1]), markdown)
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Mark short code that begins with dashes, for the style sheet."""
+    return re.sub(r"<code>(?=--[^<]{1,40}</code>)", '<code class="flag">', html)
+
+
 def generate(name: str) -> str:
     """The Markdown that stands for a name."""
     if name not in GENERATORS:
@@ -111,21 +116,19 @@ def _arguments(kind: type, *, title: bool = True) -> str:
 
 def losses() -> str:
     """The losses."""
-    from rankwright.losses import ALIASES, LOSSES
+    from rankwright.losses import LOSSES
 
     rows = []
     for name, loss in LOSSES.items():
-        aliases = [alias for alias, meant in ALIASES.items() if meant == name]
         rows.append(
             [
                 f"`{name}`",
                 plain(loss.summary),
                 ", ".join(f"`--{option}`" for option in loss.options),
                 NEEDS[loss.needs] + (", a teacher's scores" if loss.teacher else ""),
-                ", ".join(f"`{alias}`" for alias in aliases),
             ]
         )
-    return table(["`--loss_type`", "what it is", "arguments", "a group needs", "other names"], rows)
+    return table(["`--loss_type`", "what it is", "arguments", "a group needs"], rows)
 
 
 def metrics() -> str:

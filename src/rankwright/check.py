@@ -6,6 +6,7 @@ at the end, one line each, with what to do about it.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import sys
@@ -46,7 +47,7 @@ from rankwright.models.memory import (
 )
 from rankwright.progress import tracked
 from rankwright.ranking import collator
-from rankwright.templates import PairEncoder
+from rankwright.templates import PairEncoder, template_warnings
 from rankwright.types import Example
 
 # a sample of this size tells a share to about two points
@@ -56,6 +57,9 @@ SAMPLE_PAIRS = 20_000
 BATCH_QUERIES = 8
 # instructions that are listed one by one
 INSTRUCTIONS = 10
+# tokens that are shown on each side of a join, and rows and documents whose joins are looked at
+JOIN = 4
+JOINED_ROWS, JOINED_DOCUMENTS = 50, 4
 # characters of the shown row; the middle of a longer one is left out
 SHOWN = 3000
 
@@ -119,6 +123,7 @@ def check_rows(
         advice += token_warnings(tokens["training"], loaded)
         if usable["training"]:
             _print_row(out, usable["training"], loaded)
+        advice += prompt_warnings(usable["training"], loaded)
     if advice:
         out.rule(f"{len(advice)} warning{'s' if len(advice) > 1 else ''}", align="left")
     for line in advice:
@@ -127,11 +132,12 @@ def check_rows(
         out.print("No warnings.")
 
 
-def check_model(model: ModelArguments) -> None:
+def check_model(model: ModelArguments, *, alone: bool = True) -> None:
     """Print what a model is and what memory it takes, from its shapes alone.
 
     Args:
         model: the model and how a pair is written for it.
+        alone: also show a pair as the model sees it; where there are rows, one of them is shown.
 
     Raises:
         ConfigError: an unknown model, one that is no reranker, or an option that does not fit it.
@@ -150,6 +156,11 @@ def check_model(model: ModelArguments) -> None:
     table.add_row("  in embeddings", f"{parameters.embedding:,}")
     table.add_row("  in layers and head", f"{parameters.other:,}")
     out.print(table)
+    if alone:
+        example = Example("query", ["A document."], [1.0])
+        _print_row(out, [example], loaded, "A pair as the model sees it:")
+        for advice in prompt_warnings([example], loaded):
+            out.print(f"- {_plain(advice)}", soft_wrap=True)
     shape = layer_shape(hf)
     with warnings.catch_warnings():
         # peft 0.21 reads a property that transformers 5 renamed
@@ -623,7 +634,9 @@ def token_warnings(tokens: TokenStatistics, loaded: Loaded) -> list[str]:
     return lines
 
 
-def _print_row(out: Console, examples: Sequence[Example], loaded: Loaded) -> None:
+def _print_row(
+    out: Console, examples: Sequence[Example], loaded: Loaded, title: str | None = None
+) -> None:
     """One pair as the model will see it."""
     example = next((e for e in examples if any(y > 0 for y in e.labels)), examples[0])
     which = max(range(len(example.labels)), key=lambda d: example.labels[d] > 0)
@@ -635,7 +648,7 @@ def _print_row(out: Console, examples: Sequence[Example], loaded: Loaded) -> Non
         text = f"{text[: SHOWN // 2]} [... {left:,} characters ...] {text[-SHOWN // 2 :]}"
     place = f", {_plain(example.source)}" if example.source else ""
     out.print(
-        f"A row as the model sees it (label {example.labels[which]:g}{place}):",
+        title or f"A row as the model sees it (label {example.labels[which]:g}{place}):",
         style="bold",
         soft_wrap=True,
     )
@@ -644,6 +657,59 @@ def _print_row(out: Console, examples: Sequence[Example], loaded: Loaded) -> Non
     out.rule()
     cut = ", the document cut" if tokens.truncated_documents else ""
     out.print(f"{len(ids):,} tokens{cut}; {_score_place(loaded, ids)}.\n", soft_wrap=True)
+    _print_joins(out, tokens.prefix, tokens.documents[0], loaded)
+
+
+def _print_joins(out: Console, prefix: list[int], document: list[int], loaded: Loaded) -> None:
+    """The token ids where template, document and template meet."""
+    if loaded.spec.template_prefix is None:
+        return
+    suffix = loaded.encoder().suffix
+    body = document[: len(document) - len(suffix)]
+    table = _table("Token ids around the document", ["", "text", "ids"])
+    for title, ids in (
+        ("before it", prefix[-JOIN:]),
+        ("its first", body[:JOIN]),
+        ("its last", body[-JOIN:]),
+        ("behind it", suffix[:JOIN]),
+        ("the end", suffix[-JOIN:]),
+    ):
+        text = repr(loaded.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        table.add_row(title, _plain(text), " ".join(map(str, ids)))
+    out.print(table)
+
+
+def prompt_warnings(examples: Sequence[Example], loaded: Loaded) -> list[str]:
+    """What is probably wrong with the prompt of a model, each with what to do.
+
+    Args:
+        examples: rows, a few of which are compared with their whole prompt as one string.
+        loaded: the model.
+    """
+    spec, tokenizer = loaded.spec, loaded.tokenizer
+    answers = (spec.positive_token, spec.negative_token) if spec.kind == "generative" else ()
+    lines = template_warnings(tokenizer, spec.template, answers)
+    if spec.template_prefix is None:
+        return lines
+    uncut = PairEncoder(tokenizer, spec.template, 2**31)
+    pairs = different = 0
+    for example in itertools.islice(examples, JOINED_ROWS):
+        chosen = example.documents[:JOINED_DOCUMENTS]
+        tokens = uncut.encode(example.query, chosen, example.instruction)
+        prompt = spec.template_prefix.format(
+            query=example.query, instruction=example.instruction or spec.instruction
+        )
+        for text, ids in zip(chosen, tokens.documents, strict=True):
+            whole = tokenizer(prompt + text + spec.template_suffix, add_special_tokens=False)
+            pairs += 1
+            different += list(whole["input_ids"]) != tokens.prefix + ids
+    if different:
+        lines.append(
+            f"{different:,} of {pairs:,} x pair whose tokens are not those of its whole prompt as "
+            "one string: their texts join the template's at an end; begin and end the document's "
+            "place with a line break or a special token"
+        )
+    return lines
 
 
 def _score_place(loaded: Loaded, ids: Sequence[int]) -> str:

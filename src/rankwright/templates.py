@@ -356,6 +356,59 @@ def check_template(template: Template) -> None:
         )
 
 
+# how special tokens are written in the prompts of the usual families
+_SPECIAL = re.compile(
+    r"<\|[^|<>\s]+\|>|</?s>|<(?:bos|eos)>|<(?:start|end)_of_turn>|\[/?INST\]|\[(?:CLS|SEP)\]"
+)
+
+
+def template_warnings(tokenizer: Any, template: Template, answers: Sequence[str] = ()) -> list[str]:
+    """What is probably wrong with a prompt under a tokenizer, each with what to do.
+
+    Args:
+        tokenizer: the model's.
+        template: the template.
+        answers: the words that the score is read at; none for a score head.
+    """
+    if template.prefix is None:
+        return []
+    lines = []
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    written = template.prefix + template.suffix
+    cut = {
+        token: len(ids(token))
+        for token in dict.fromkeys(_SPECIAL.findall(written))
+        if len(ids(token)) > 1
+    }
+    if cut:
+        listed = ", ".join(f"{token} ({count})" for token, count in cut.items())
+        lines.append(
+            f"the template has what look like special tokens and this tokenizer cuts into several: "
+            f"{listed}; it was made for another model: give one of this model's, such as "
+            "--template chat"
+        )
+    whole = list(tokenizer("a")["input_ids"])
+    start = tokenizer.bos_token_id
+    prompt = template.prefix.format(query="q", instruction="i")
+    if start is not None and whole[:1] == [start] and ids(prompt)[:1] != [start]:
+        lines.append(
+            f"the tokenizer puts {tokenizer.bos_token} before every text, and the template does "
+            "not; models of this kind often need it: begin the prefix with it"
+        )
+    text = f"{prompt}document{template.suffix}"
+    for answer in answers:
+        if ids(text + answer) != [*ids(text), *ids(answer)]:
+            lines.append(
+                f"behind the prompt the model would write {answer!r} with other tokens than its "
+                "own, so the score is read at a token that it never writes: end the suffix with a "
+                "line break or a special token, or choose another word"
+            )
+    return lines
+
+
 class PairEncoder:
     """Turns queries and documents into token ids under one template and one maximum length.
 

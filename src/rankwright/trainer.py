@@ -59,7 +59,7 @@ from rankwright.objective import Objective, Sums, parse_objective
 from rankwright.progress import bar, console, tracked
 from rankwright.ranking import Reranker, collator
 from rankwright.records import Lengths, length_summary, write_records
-from rankwright.templates import PairEncoder
+from rankwright.templates import PairEncoder, template_warnings
 from rankwright.types import Example, Group, PackedBatch, ScoredList
 
 logger = logging.getLogger(__name__)
@@ -1002,6 +1002,10 @@ def _load_model(arguments: TrainArguments) -> Loaded:
             "fit it again with rankwright calibrate, or --calibrate"
         )
         loaded.spec.calibration = None
+    spec = loaded.spec
+    answers = (spec.positive_token, spec.negative_token) if spec.kind == "generative" else ()
+    for line in template_warnings(loaded.tokenizer, spec.template, answers):
+        logger.warning("%s", line)
     if loaded.new_modules:
         console.print(f"new weights, to be learnt: {', '.join(loaded.new_modules)}")
     if arguments.tuner.tuner_type == "lora" and loaded.model.model is loaded.model.hf:

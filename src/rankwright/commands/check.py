@@ -55,7 +55,7 @@ def run(words: list[str]) -> int:
     from rankwright.check import check_model, check_rows
 
     if model.model:
-        check_model(model)
+        check_model(model, alone=not options.dataset)
     if options.dataset:
         check_rows(
             options.dataset,

@@ -188,11 +188,12 @@ class Loaded:
 def detect_kind(config: Any) -> str:
     """Read the kind off a configuration's architectures.
 
-    A language model (``…ForCausalLM``) is generative; a sequence classification model, a masked
-    language model or a bare encoder is (or becomes) a classification reranker.
+    A language model (``…ForCausalLM``, ``…LMHeadModel``) is generative; a sequence classification
+    model, a masked language model or a bare encoder is (or becomes) a classification reranker.
     """
     names = list(config.architectures or [])
-    return "generative" if any(name.endswith("ForCausalLM") for name in names) else "classification"
+    causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    return "generative" if causal else "classification"
 
 
 @dataclass

@@ -67,6 +67,10 @@ FLAGS = {
         "max_wait_ms", "max_documents", "max_bytes", "max_tokens", "max_queue", "timeout",
         "access_log",
     },
+    "report": MODEL_FLAGS | PASSAGE_FLAGS | {
+        "output", "compare_with", "dataset", "instructions", "data_format", "split",
+        "batch_tokens",
+    },
     "check": MODEL_FLAGS | {
         "dataset", "instructions", "val_dataset", "val_instructions", "data_format",
     },

@@ -85,6 +85,11 @@ COMMANDS: dict[str, Command] = {
         "Text Embeddings Inference send it, /score; /health, /info, /metrics, /v1/models; a page "
         "at /.",
     ),
+    "report": Command(
+        "a run as one HTML file, offline: rankwright report output",
+        "RUN [--output report.html] [--compare_with OTHER_RUN] [--dataset FILE ...] [arguments]",
+        "Arguments of the model matter with --dataset only.",
+    ),
     "check": Command(
         "look at rows and models before training: rankwright check rows.jsonl --model M",
         "[FILE ...] [--model M] [arguments]",

@@ -1,0 +1,111 @@
+"""``rankwright report``."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rankwright.commands.common import (
+    load_reranker,
+    model_arguments,
+    own,
+    parse,
+    report_dropped,
+    report_truncation,
+)
+from rankwright.errors import ConfigError
+
+
+@dataclass
+class ReportArguments:
+    """What to report; RUN, the output folder of a training run, stands in front."""
+
+    output: str | None = dataclasses.field(
+        default=None, metadata={"help": "the HTML file; default: report.html in the run's folder"}
+    )
+    compare_with: str | None = dataclasses.field(
+        default=None, metadata={"help": "another run's folder, to compare the final models"}
+    )
+    dataset: list[str] = dataclasses.field(
+        default_factory=list,
+        metadata={"help": "rows to rank with the model now, in place of the run's validation rows"},
+    )
+    instructions: list[str] = dataclasses.field(
+        default_factory=list,
+        metadata={"help": "task description of each dataset's rows, '' for none; a row's own wins"},
+    )
+    data_format: str | None = dataclasses.field(
+        default=None, metadata={"help": "name of the row layout; default: by columns"}
+    )
+    split: str | None = dataclasses.field(
+        default=None, metadata={"help": "which files of a folder or hub dataset"}
+    )
+    batch_tokens: int | None = dataclasses.field(
+        default=None,
+        metadata={"help": "tokens scored at a time; default: 4096 on a CPU, 16384 elsewhere"},
+    )
+
+
+def types() -> list[type]:
+    """The command's arguments."""
+    from rankwright.arguments import ModelArguments, PassageArguments
+
+    return [ReportArguments, ModelArguments, PassageArguments]
+
+
+def run(words: list[str]) -> int:
+    """Run the command and return its exit code."""
+    names = []
+    while words and not words[0].startswith("-"):
+        names.append(words[0])
+        words = words[1:]
+    given = parse("report", types(), words)
+    options = own(ReportArguments, given)
+    if len(names) != 1 or given.get("model"):
+        raise ConfigError(
+            "name the output folder of one training run in front, such as rankwright report "
+            f"output; {len(names)} came"
+            + (", and --model, which has no place here" if given.get("model") else "")
+        )
+    folder = Path(names[0])
+    output = Path(options.output) if options.output is not None else folder / "report.html"
+    if output.is_dir():
+        raise ConfigError(f"--output {output} is a folder; name a file, such as report.html")
+    from rankwright.progress import console
+    from rankwright.report.folder import read_run
+    from rankwright.report.page import write_report
+
+    found = read_run(folder)
+    other = read_run(Path(options.compare_with)) if options.compare_with is not None else None
+    if options.dataset:
+        for one in (found, *([other] if other else [])):
+            _rank(one, options, given)
+    advice = write_report(found, output, other)
+    for line in advice:
+        console.print(line, highlight=False, markup=False)
+    console.print(f"written to {output}; open it in a browser", highlight=False, markup=False)
+    return 0
+
+
+def _rank(found: Any, options: ReportArguments, given: dict[str, Any]) -> None:
+    """Rank the rows of ``--dataset`` with the final model."""
+    from rankwright.data.readers import load_examples
+    from rankwright.progress import tracked
+    from rankwright.report.folder import rank_rows
+
+    data = load_examples(
+        options.dataset,
+        instructions=options.instructions,
+        data_format=options.data_format,
+        split=options.split,
+        use_hf=model_arguments(given).use_hf,
+        purpose="eval",
+    )
+    report_dropped(data.report.dropped)
+    reranker = load_reranker({**given, "model": str(found.folder)}, options.batch_tokens)
+    with tracked(f"ranking with {found.name}", len(data.examples)) as advance:
+        lists = reranker.score_examples(data.examples, advance)
+    report_truncation(reranker.truncated, reranker, f" by {found.name}")
+    rank_rows(found, lists, list(options.dataset))

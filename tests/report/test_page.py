@@ -221,6 +221,7 @@ def test_command_ranks_rows(tmp_path: Path) -> None:
     """A folder without validation lists: --dataset fills in what is after."""
     folder = save_base(tmp_path / "run", "bert")
     make_run(folder, None, None)
+    (folder / "rankwright.json").unlink()  # it is not this model's
     rows = tmp_path / "rows.jsonl"
     lines = [
         {"query": e.query, "positive": e.documents[:1], "negative": e.documents[1:]}

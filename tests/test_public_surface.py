@@ -48,7 +48,7 @@ FLAGS = {
     },
     "rank": MODEL_FLAGS | PASSAGE_FLAGS | {
         "query", "documents", "input", "output", "top_k", "probability", "batch_tokens",
-        "calibrated", "threshold", "dataset", "write_scores",
+        "calibrated", "threshold", "dataset", "data_format", "instructions", "write_scores",
     },
     "calibrate": MODEL_FLAGS | PASSAGE_FLAGS | {
         "dataset", "data_format", "split", "method", "precision", "recall", "folds",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -726,3 +727,187 @@ def test_another_models_checkpoint_is_one_line(tmp_path: Path) -> None:
         checkpoint.load_weights(loaded.model, tmp_path / "base")
     with pytest.raises(ConfigError, match="does not load as a classification reranker"):
         checkpoint.load(tmp_path / "base")
+
+
+MIXED = "listwise(temperature=0.5)+0.3*pointwise+0.5*kl+2*ranknet"
+
+
+def uneven(count: int) -> list[Example]:
+    """Rows of 2 to 5 documents with a teacher's scores; the second has no positive."""
+    rows = tiny.taught(
+        [
+            Example(e.query, e.documents[: 2 + i % 4], e.labels[: 2 + i % 4], query_id=e.query_id)
+            for i, e in enumerate(ROWS[:count])
+        ]
+    )
+    rows[1].labels[0] = 0.0
+    return rows
+
+
+def plain(batch: Any, scores_P: torch.Tensor) -> torch.Tensor:
+    """``MIXED`` by torch's own functions, group after group: each part's mean by its weight."""
+    groups = list(itertools.pairwise(batch.offsets_Q.tolist()))
+    lists, kls, pairs = [], [], []
+    for a, b in groups:
+        s, y, t = scores_P[a:b], batch.labels_P[a:b], batch.teacher_P[a:b]
+        if y.any():
+            lists.append(-((s / 0.5).log_softmax(0) * y / y.sum()).sum())
+        kls.append((t.softmax(0) * (t.log_softmax(0) - s.log_softmax(0))).sum())
+        pairs += [
+            (1 + (s[j] - s[i]).exp()).log()
+            for i in range(b - a)
+            for j in range(b - a)
+            if y[i] > y[j]
+        ]
+    points = torch.nn.functional.binary_cross_entropy_with_logits(scores_P, batch.labels_P)
+    means = [torch.stack(part).mean() for part in (lists, kls, pairs)]
+    assert (len(lists), len(kls)) == (len(groups) - 1, len(groups))
+    return means[0] + 0.3 * points + 0.5 * means[1] + 2 * means[2]
+
+
+def test_a_combination_is_the_sum_of_the_means(tmp_path: Path) -> None:
+    """Two steps of SGD by hand over uneven groups, however a step is cut: batches that are
+    accumulated, rows computed group by group, or chunks within a group."""
+    rows = uneven(8)
+    given = {
+        "optim": "sgd",
+        "learning_rate": 0.05,
+        "max_steps": 2,
+        "warmup_steps": 0,
+        "max_grad_norm": 0.0,
+        "lr_scheduler_type": "constant",
+        "loss_type": MIXED,
+        "logging_steps": 1,
+    }
+    cuts: dict[str, dict[str, Any]] = {
+        "one": {"per_device_train_batch_size": 8},
+        "four": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
+        "tokens": {"batch_tokens": 60, "gradient_accumulation_steps": 99},
+        "chunks": {"per_device_train_batch_size": 8, "chunk_tokens": 40},
+    }
+    for name, cut in cuts.items():
+        folder = tmp_path / name
+        train_on(arguments(tmp_path, output_dir=str(folder), **given, **cut), rows, rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "CPU_SLICE_TOKENS", 1)
+        folder = tmp_path / "slices"
+        train_on(arguments(tmp_path, output_dir=str(folder), **given, **cuts["one"]), rows, rows)
+
+    loaded = checkpoint.load(tmp_path / "base-bert", LoadOptions(dropout=0.0, max_length=512))
+    model, pack = loaded.model.train(), collator(loaded)
+    losses = []
+    for epoch in range(2):
+        batch = pack([g for e in rows for g in sample_groups(e, seed=42, epoch=epoch, needs="one")])
+        model.zero_grad()
+        loss = plain(batch, model(batch))
+        loss.backward()
+        losses.append(loss.item())
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter -= 0.05 * parameter.grad
+    expected = dict(loaded.model.hf.named_parameters())
+    for name in (*cuts, "slices"):
+        for key, value in weights(tmp_path / name).items():
+            assert_close(value, expected[key].detach(), rtol=1e-5, atol=2e-6)
+        log = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+        steps = [entry for entry in log if "loss" in entry]
+        assert [entry["loss"] for entry in steps] == pytest.approx(losses, abs=2e-4)
+        evaluations = [entry for entry in log if "eval_loss" in entry]
+        assert len(evaluations) >= 2
+        for entries, prefix in ((steps, "loss"), (evaluations, "eval_loss")):
+            for entry in entries:
+                parts = {
+                    n: entry[f"{prefix}_{n}"] for n in ("listwise", "pointwise", "kl", "ranknet")
+                }
+                total = parts["listwise"] + 0.3 * parts["pointwise"] + 0.5 * parts["kl"]
+                assert total + 2 * parts["ranknet"] == pytest.approx(entry[prefix], abs=2e-4)
+        spec = json.loads((tmp_path / name / "rankwright.json").read_text())
+        assert spec["training"]["loss_type"] == MIXED
+
+
+def test_validation_loss_in_parts_is_that_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is added up over a few lists at a time; groups of one list, and all at once."""
+    found = []
+    for number in (1, 100):
+        monkeypatch.setattr(trainer_module, "LISTS", number)
+        folder = tmp_path / str(number)
+        train_on(arguments(tmp_path, output_dir=str(folder), loss_type=MIXED), uneven(6), uneven(8))
+        log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        found.append([v for e in log for k, v in e.items() if k.startswith("eval_loss")])
+    assert len(found[0]) >= 10
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_a_combination_refuses_what_a_part_cannot_use(tmp_path: Path) -> None:
+    rows = [Example("q", ["a", "b"], [3.0, 0.0], query_id="q", source="rows.jsonl:1")]
+    with pytest.raises(ConfigError, match=r"rows.jsonl:1: label 3.0 is above 1, which the pointw"):
+        train_on(arguments(tmp_path, loss_type="listwise+0.1*pointwise"), rows, [])
+    with pytest.raises(ConfigError, match="needs a generative model"):
+        train_on(arguments(tmp_path, loss_type="listwise+listwise_generative"), ROWS, [])
+
+
+def test_graded_rows_without_a_zero(tmp_path: Path) -> None:
+    """Of grades 2 and 1 the whole row is a group of two; a positive with its negatives is not."""
+    rows = [Example(f"q{i}", ["a b", "c"], [2.0, 1.0], query_id=f"q{i}") for i in range(4)]
+    rows.append(Example("same", ["a b", "c"], [1.0, 1.0], query_id="same"))
+    with pytest.raises(DataError, match="5 with no negative document"):
+        train_on(arguments(tmp_path, loss_type="lambda_loss"), rows, [])
+    given = {"loss_type": "lambda_loss", "group": "all", "num_train_epochs": 8}
+    result = train_on(arguments(tmp_path, **given), rows, [])
+    assert result.dropped == {"equal labels": 1}
+    assert result.steps == 8
+    for scored in result.reranker.score_examples(rows[:4]):
+        assert scored.scores[0] > scored.scores[1]
+
+
+@pytest.mark.parametrize("given", [{}, {"batch_tokens": 300}], ids=["queries", "tokens"])
+def test_negatives_of_the_batch(tmp_path: Path, given: dict[str, Any], monkeypatch: Any) -> None:
+    """Rows of positives alone learn from each other's; a budget of tokens holds with them."""
+    rows = [
+        Example(e.query, e.documents[:1], [1.0], query_id=e.query_id)
+        for e in tiny.examples(32, documents=2, longest=8)
+    ]
+    seen = []
+    original = trainer_module._collate
+    monkeypatch.setattr(
+        trainer_module,
+        "_collate",
+        lambda *args: (seen.append(original(*args)), seen[-1])[1],
+    )
+    settings = {"in_batch_negatives": 3, "num_train_epochs": 6, "learning_rate": 3e-3}
+    settings |= given or {"per_device_train_batch_size": 8}
+    with pytest.raises(DataError, match="32 with no negative document"):
+        train_on(arguments(tmp_path, **given), rows, [])
+    lists = [
+        Example(
+            e.query,
+            [e.documents[0], *(r.documents[0] for r in rows[:5] if r is not e)],
+            [1.0, *[0.0] * (4 + (i > 4))],
+            query_id=e.query_id,
+        )
+        for i, e in enumerate(rows)
+    ]
+    result = train_on(arguments(tmp_path, **settings), rows, lists)
+    assert result.before is not None
+    assert result.after is not None
+    assert result.after.metrics["ndcg@10"] > result.before.metrics["ndcg@10"] + 0.05
+    assert max(batch.largest or 0 for batch in seen) == 4
+    assert sum(len(batch.query_ids) for batch in seen) == 6 * 32
+    for batch in seen:
+        if given:
+            assert batch.num_tokens <= 300
+        elif len(batch.query_ids) == 8:
+            assert batch.offsets_Q.diff().tolist() == [4] * 8
+        assert batch.labels_P.sum() == len(batch.query_ids)
+
+
+def test_negatives_of_the_batch_are_refused_where_they_mean_nothing(tmp_path: Path) -> None:
+    for given, message in (
+        ({"loss_type": "kl"}, "--in_batch_negatives and --loss_type kl exclude each other"),
+        ({"per_device_train_batch_size": 1}, "raise --per_device_train_batch_size above 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            arguments(tmp_path, in_batch_negatives=2, **given)

@@ -945,8 +945,8 @@ def _check_loss(arguments: TrainArguments) -> None:
         return
     if objective.teacher:
         raise ConfigError(
-            f"--in_batch_negatives and --loss_type {objective} exclude each other: a teacher has "
-            "not scored other queries' documents; give one"
+            f"--in_batch_negatives and --loss_type {arguments.loss.loss_type} exclude each other: "
+            "a teacher has not scored other queries' documents; give one"
         )
     if arguments.training.get("per_device_train_batch_size") == 1:
         raise ConfigError(

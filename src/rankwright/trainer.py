@@ -686,6 +686,13 @@ def train_on(
     args = _training_arguments(
         arguments, has_validation=bool(val_examples), resumed=resume_from is not None
     )
+    if objective.teacher and val_examples and not outline(val_examples).taught.any():
+        if str(args.metric_for_best_model).removeprefix("eval_") == "loss":
+            raise ConfigError(
+                "--metric_for_best_model loss: the validation rows have no teacher_scores, which "
+                f"--loss_type {arguments.loss.loss_type} needs; choose a metric such as ndcg@10"
+            )
+        console.print("no loss of the validation rows is reported: they have no teacher_scores")
     transformers.set_seed(args.seed)
     loaded = _load_model(arguments)
     _compile(loaded, arguments.training)
@@ -933,9 +940,9 @@ def _usable(
         first = examples[int(np.argmin(rows.taught))]
         raise ConfigError(
             f"{first.source or 'a row'}: query {first.query_id!r} has no teacher_scores, which "
-            f"--loss_type {objective} learns from ({int((~rows.taught).sum())} of {len(rows)} rows "
-            "have none); write them with rankwright rank --model TEACHER --dataset ROWS "
-            "--write_scores FILE"
+            f"--loss_type {arguments.loss.loss_type} learns from ({int((~rows.taught).sum())} of "
+            f"{len(rows)} rows have none); write them with rankwright rank --model TEACHER "
+            "--dataset ROWS --write_scores FILE"
         )
     masks = unusable(rows, _needs(objective, data.in_batch_negatives), data.group)  # type: ignore[arg-type]
     reasons = {reason: int(mask.sum()) for reason, mask in masks.items() if mask.any()}

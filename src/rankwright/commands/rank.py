@@ -41,11 +41,18 @@ class RankArguments:
         default_factory=list,
         metadata={"help": "with --write_scores: files, folders or hub ids of training rows"},
     )
+    data_format: str | None = dataclasses.field(
+        default=None, metadata={"help": "name of their layout; default: by columns"}
+    )
+    instructions: list[str] = dataclasses.field(
+        default_factory=list,
+        metadata={"help": "task description of each dataset's rows, '' for none; a row's own wins"},
+    )
     write_scores: str | None = dataclasses.field(
         default=None,
         metadata={
             "help": "JSONL for the rows of --dataset with this model's logits as teacher_scores, "
-            "to train another on with --loss_type kl"
+            "to train another on with --loss_type kl; a run that was stopped goes on where it was"
         },
     )
     top_k: int | None = dataclasses.field(default=None, metadata={"help": "documents to return"})
@@ -118,39 +125,41 @@ def _write_scores(given: dict[str, Any], options: Any, *, others: bool) -> int:
             "--write_scores writes the logits of all documents; leave out --probability, "
             "--calibrated, --threshold and --top_k"
         )
-    from rankwright.data.readers import load_examples
+    from rankwright.arguments import DataArguments, cache_folder
+    from rankwright.data.readers import source_files
+    from rankwright.data.store import ExampleStore, file_stamp, load_store
+    from rankwright.hub import resolve_model
     from rankwright.progress import console, tracked
+    from rankwright.teacher import write_scores
 
-    for name in options.dataset:
-        source, target = Path(name.split("#")[0]), Path(options.write_scores)
-        if source.is_file() and target.is_file() and source.samefile(target):
-            raise ConfigError(f"--write_scores {target} is the dataset; name another file")
-    data = load_examples(options.dataset, use_hf=model_arguments(given).use_hf)
+    path, model = Path(options.write_scores), model_arguments(given)
+    for file in source_files(options.dataset, use_hf=model.use_hf) or ():
+        if path.exists() and file.samefile(path):
+            raise ConfigError(f"--write_scores {path} is the dataset; name another file")
+    data = load_store(
+        options.dataset,
+        cache_folder(DataArguments()),
+        instructions=options.instructions or None,
+        data_format=options.data_format,
+        use_hf=model.use_hf,
+    )
     report_dropped(data.report.dropped)
     reranker = load_reranker(given, options.batch_tokens)
-    rows = len(data.examples)
-    with tracked("scoring", rows) as advance, writer(options.write_scores) as out:
-        for scored in reranker.iter_scores(data.examples, advance):
-            print(json.dumps(_scored_row(scored), ensure_ascii=False), file=out)
+    rows, key = len(data.examples), None
+    if isinstance(data.examples, ExampleStore):
+        folder = resolve_model(model.model, use_hf=model.use_hf, revision=model.revision)
+        stamps = [file_stamp(file) for file in sorted(folder.rglob("*")) if file.is_file()]
+        known = {name: value for name, value in given.items() if name != "batch_tokens"}
+        key = [data.examples.folder.name, stamps, known]
+    try:
+        with tracked("scoring", rows) as advance:
+            done = write_scores(reranker, data.examples, path, key=key, progress=advance)
+    except OSError as error:
+        raise ConfigError(f"--write_scores {path} cannot be written: {error.strerror}") from error
     report_truncation(reranker.truncated, reranker)
-    console.print(f"{rows} rows with teacher_scores written to {options.write_scores}")
+    again = f", {done} of them by the run that was stopped" if done else ""
+    console.print(f"{rows} rows with teacher_scores written to {path}{again}")
     return 0
-
-
-def _scored_row(scored: Any) -> dict[str, Any]:
-    """A row of the format ``labels`` that keeps all that was read."""
-    example = scored.example
-    row = {
-        "query_id": example.query_id or None,
-        "query": example.query,
-        "instruction": example.instruction,
-        "documents": example.documents,
-        "document_ids": example.document_ids,
-        "labels": example.labels,
-        "scores": example.first_stage_scores,
-        "teacher_scores": scored.scores,
-    }
-    return {name: value for name, value in row.items() if value is not None}
 
 
 def _number(threshold: str | None) -> float | None:

@@ -335,7 +335,8 @@ class MiningArguments:
         "negatives: rows for rankwright evaluate",
     )
     bm25_stopwords: str = _option(
-        "en", "words that BM25 leaves out: none, or a list of bm25s by language (en, de, fr, ...)"
+        "en",
+        "words that BM25 leaves out: none, or a list of bm25s by language (en, de, fr, ...)",
     )
     bm25_stemmer: str = _option("s", "s: takes off the English plural s (Harman 1991); none")
     bm25_k1: float = _option(1.5, "BM25: how soon repeated words stop to count")

@@ -647,11 +647,10 @@ class _Run:
 
     def _dense(self) -> Path:
         given = self.given
-        model = retrieval.load_sentence_transformer(str(given.dense_model), use_hf=given.use_hf)
-        from rankwright.hub import resolve_model
-
-        stamps = _folder_stamps(resolve_model(str(given.dense_model), use_hf=given.use_hf))
-        options = [stamps, given.dense_batch_size]
+        model_folder = retrieval.dense_folder(str(given.dense_model), use_hf=given.use_hf)
+        model = retrieval.load_sentence_transformer(model_folder)
+        stamps = _folder_stamps(model_folder)
+        options = [stamps, given.dense_batch_size, DOCUMENT_BLOCK, QUERY_BLOCK]
         documents_key = digest([self.code, self.texts_key, options, given.document_prompt])
         queries_key = digest([self.code, self.queries_key, options, given.query_prompt])
 

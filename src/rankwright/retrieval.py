@@ -20,13 +20,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rankwright.errors import ConfigError
+from rankwright.errors import CheckpointError, ConfigError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 # k of reciprocal rank fusion, from the paper
 FUSION_K = 60
+
+# the lists of bm25s by language
+STOPWORDS = {
+    "da": "STOPWORDS_DANISH",
+    "de": "STOPWORDS_GERMAN",
+    "en": "STOPWORDS_EN",
+    "en_plus": "STOPWORDS_EN_PLUS",
+    "es": "STOPWORDS_SPANISH",
+    "fr": "STOPWORDS_FRENCH",
+    "it": "STOPWORDS_ITALIAN",
+    "ko": "STOPWORDS_KOREAN",
+    "nl": "STOPWORDS_DUTCH",
+    "no": "STOPWORDS_NORWEGIAN",
+    "pt": "STOPWORDS_PORTUGUESE",
+    "ru": "STOPWORDS_RUSSIAN",
+    "sv": "STOPWORDS_SWEDISH",
+    "tr": "STOPWORDS_TURKISH",
+    "zh": "STOPWORDS_CHINESE",
+}
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
 _WORD = re.compile(rf"[{_CJK}]+|[^\W{_CJK}]+")
@@ -61,15 +80,13 @@ class Analyzer:
         self.stem = s_stem if stemmer == "s" else None
         self.stopwords: frozenset[str] = frozenset()
         if stopwords != "none":
-            from bm25s.tokenization import _infer_stopwords
-
-            try:
-                self.stopwords = frozenset(_infer_stopwords(stopwords))
-            except ValueError:
+            if stopwords not in STOPWORDS:
                 raise ConfigError(
-                    f"--bm25_stopwords {stopwords!r} is no list of bm25s; give none, da, de, en, "
-                    "es, fr, it, ko, nl, no, pt, ru, sv, tr or zh"
-                ) from None
+                    f"--bm25_stopwords {stopwords!r} is not known; choose from none, "
+                    f"{', '.join(STOPWORDS)}"
+                )
+            lists = import_bm25s("--method bm25", "mine").stopwords
+            self.stopwords = frozenset(getattr(lists, STOPWORDS[stopwords]))
 
     def __call__(self, text: str) -> list[str]:
         """The terms of a text, in its order."""
@@ -183,13 +200,27 @@ def best_documents(scores_N: NDArray[np.float32], k: int | None = None) -> Ints:
     return order
 
 
-def load_sentence_transformer(name: str, *, use_hf: bool = True) -> Any:
-    """A sentence-transformers model by folder or id.
+def dense_folder(name: str, *, use_hf: bool = True) -> Path:
+    """The folder of a sentence-transformers model, by folder or id.
 
     Raises:
-        ConfigError: sentence-transformers is not installed, the hub does not have the model, or its
-            similarity is neither cosine nor dot.
+        ConfigError: the hub does not have it.
         CheckpointError: the folder is missing or holds no model.
+    """
+    from rankwright.hub import resolve_model
+
+    # one without a transformer, such as static embeddings, has no config.json for it
+    folder = Path(name).expanduser()
+    return folder if (folder / "modules.json").is_file() else resolve_model(name, use_hf=use_hf)
+
+
+def load_sentence_transformer(folder: Path) -> Any:
+    """A sentence-transformers model.
+
+    Raises:
+        ConfigError: sentence-transformers is not installed, or the model's similarity is neither
+            cosine nor dot.
+        CheckpointError: the folder cannot be read.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -198,21 +229,23 @@ def load_sentence_transformer(name: str, *, use_hf: bool = True) -> Any:
             "--method dense needs sentence-transformers, which is not installed; run: pip install "
             "'rankwright[mine]'"
         ) from error
-    from rankwright.hub import resolve_model
-
-    folder = resolve_model(name, use_hf=use_hf)
     quiet = logging.getLogger("sentence_transformers")
     level = quiet.level
     # a folder of plain transformers gets mean pooling, as sentence-transformers itself does it
     quiet.setLevel(logging.ERROR)
     try:
-        model = SentenceTransformer(str(folder))
+        model = SentenceTransformer(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"--dense_model {folder} cannot be loaded ({' '.join(str(error).split())}); give a "
+            "folder that sentence-transformers wrote"
+        ) from error
     finally:
         quiet.setLevel(level)
     similarity = str(model.similarity_fn_name)
     if similarity not in ("cosine", "dot"):
         raise ConfigError(
-            f"--dense_model {name} compares embeddings by {similarity}; only cosine and dot "
+            f"--dense_model {folder} compares embeddings by {similarity}; only cosine and dot "
             "products are searched"
         )
     return model

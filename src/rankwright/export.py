@@ -171,19 +171,24 @@ def export_model(
     dtype = "float32" if to == "onnx" else stored if options.dtype == "auto" else options.dtype
     reranker = Reranker(loaded)
     pairs = fitting(pairs_of(examples) if examples else built_in_pairs(), loaded.encoder())
-    ours = reranker.score(pairs)
-    before = reranker.score_examples(examples) if options.quantize and examples else None
+    with tracked("scoring", None):
+        ours = reranker.score(pairs)
+    before = None
+    if options.quantize:
+        with tracked("ranking", len(examples)) as advance:
+            before = reranker.score_examples(examples, advance)
     record = _record(loaded.folder)
     license_name = card.known_license(loaded.folder)
     merge(loaded)
     with checkpoint.new_folder(target) as folder:
         loaded.model.to(DTYPES[dtype])
         loaded.spec.training = hub.without_paths(loaded.spec.training)
-        kind.write(loaded, folder)
-        if options.quantize:
-            _quantize(folder)
+        with tracked("writing", None):
+            kind.write(loaded, folder)
+            if options.quantize:
+                _quantize(folder)
         _finish(loaded, folder, to, options.name or target.name, record, license_name)
-        theirs = kind.score(folder, pairs)
+        theirs = _score_back(kind, to, folder, pairs)
         difference = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
         tolerance = None if options.quantize else options.tolerance or TOLERANCES[dtype]
         if tolerance is not None and not difference <= tolerance:
@@ -204,6 +209,18 @@ def export_model(
         target, to, "int8" if options.quantize else dtype, len(pairs), difference, tolerance,
         f"{kind.tool} {_version(kind.tool)}", sizes, ndcg,
     )  # fmt: skip
+
+
+def _score_back(kind: Export, to: str, folder: Path, pairs: Sequence[Pair]) -> list[float]:
+    try:
+        with tracked(f"scoring with {kind.tool}", None):
+            return kind.score(folder, pairs)
+    except Exception as error:  # of another library, in whatever form
+        reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        raise ConfigError(
+            f"--to {to}: {kind.tool} cannot load or score what was written "
+            f"({type(error).__name__}: {reason}); nothing was written. Use another format"
+        ) from error
 
 
 def find_export(name: str) -> Export:
@@ -553,7 +570,8 @@ def _export_graph(loaded: Loaded, path: Path) -> None:
     hf.set_attn_implementation("sdpa" if hf._supports_sdpa else "eager")
     graph = _OneLogit(loaded).eval()
     names = ["input_ids", "attention_mask"]
-    if getattr(loaded.model.config, "type_vocab_size", 0) > 1:
+    types = "token_type_ids" in loaded.tokenizer.model_input_names
+    if types and getattr(loaded.model.config, "type_vocab_size", 0) > 1:
         names.append("token_type_ids")
     # neither 1 nor a size that is a constant of the model, which torch.export would take for fixed
     ids = torch.full((2, 37), int(loaded.model.config.pad_token_id or 0) + 1, dtype=torch.long)
@@ -582,7 +600,7 @@ def _export_graph(loaded: Loaded, path: Path) -> None:
             )
             assert program is not None
             program.save(str(path), external_data=size > INLINE_BYTES)
-    except torch.onnx.errors.OnnxExporterError as error:
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
         reason = next(iter(str(error).strip().splitlines()), "no reason given")
         raise ConfigError(
             f"--to onnx: torch cannot export this {loaded.model.config.model_type} model "

@@ -116,6 +116,7 @@ def test_no_secret_and_no_path_of_this_machine() -> None:
             hub_token="hf_abc",
             hub_model_id="owner/new",
             lora_dropout=0.1,
+            weight_decay=0.1,
             config="/home/me/zero.json",
         ),
         {"after": {"ndcg@10": 0.5}},
@@ -127,7 +128,9 @@ def test_no_secret_and_no_path_of_this_machine() -> None:
     assert "rows.jsonl, more.jsonl" in text
     assert "from base (" in text
     assert "- config: zero.json" in text
-    assert "- lora\\_dropout: 0.1" in text
+    assert "- weight\\_decay: 0.1" in text
+    assert "lora" not in text  # all weights were trained
+    assert "- lora\\_dropout: 0.1" in card.card(facts(tuner_type="lora", lora_dropout=0.1), {})
 
 
 def test_a_code_block_outlasts_its_backticks() -> None:

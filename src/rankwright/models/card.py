@@ -27,6 +27,7 @@ NOT_TOLD = re.compile(
     r"eval_batch_tokens|dataset_num_proc|load_from_cache_file|template_.*|instruction|max_length|"
     r"positive_token|negative_token|.*_dir|.*_path|.*token)$"
 )
+OF_ADAPTERS = re.compile(r"^(lora_.*|merge_lora|target_modules|use_dora|quant_bits)$")
 # after vLLM's model registry and adapters, and TEI's candle models, read in November 2026
 VLLM_TYPES = ("bert", "modernbert", "roberta", "xlm-roberta", "qwen3", "qwen2", "llama", "mistral")
 TEI_TYPES = ("bert", "modernbert", "roberta", "xlm-roberta", "camembert")
@@ -401,10 +402,13 @@ def _usage(facts: Facts) -> str:
 
 
 def _arguments(spec: ModelSpec) -> str:
+    adapters = spec.training.get("tuner_type") == "lora"
     told = {
         name: value
         for name, value in sorted(spec.training.items())
-        if not NOT_TOLD.match(name) and value not in (None, "", [], {})
+        if not NOT_TOLD.match(name)
+        and value not in (None, "", [], {})
+        and (adapters or not OF_ADAPTERS.match(name))
     }
     lines = [f"- {escape(name)}: {escape(_shown(value))}" for name, value in told.items()]
     versions = ", ".join(f"{escape(k)} {escape(v)}" for k, v in spec.versions.items())

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from rich.table import Table
 
 from rankwright.calibration import Calibration, figures, find_threshold, fit, held_out, targets
 from rankwright.errors import ConfigError, DataError
+from rankwright.files import replacing
 from rankwright.metrics import (
     BoolArray,
     FloatArray,
@@ -540,11 +540,9 @@ def write_text(path: str | Path, text: str) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    part = Path(path).with_name(Path(path).name + ".part")
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(part, path)
+        with replacing(Path(path)) as file:
+            file.write(text.encode())
     except OSError as error:
         raise ConfigError(f"cannot write {path} ({_reason(error)}); choose another path") from None
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rankwright.errors import DataError
+from rankwright.files import replacing
 from rankwright.types import Example, PackedBatch, ScoredList
 
 FOLDER = "validation"
@@ -92,12 +92,10 @@ def write_records(
     order = range(0, rows, max(1, math.ceil(rows / TEXT_ROWS))) if first is None else first
     with_texts = set([row for row in order if row % stride == 0][:TEXT_ROWS])
     path = folder / FOLDER / f"{name}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     # the shortest decimal that is this float32 again: half the digits, and no new ties
     texts_P = scores_P.astype(str)
     start = kept = texts = characters = 0
-    with open(part, "w", encoding="utf-8") as out:
+    with replacing(path) as out:
         for row, example in enumerate(examples):
             end = start + len(example.labels)
             if row % stride == 0:
@@ -114,10 +112,9 @@ def write_records(
                     line["documents"] = [text[:DOCUMENT_CHARACTERS] for text in example.documents]
                     characters += len(example.query) + sum(map(len, line["documents"]))
                     texts += 1
-                print(json.dumps(line, ensure_ascii=False), file=out)
+                out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                 kept += 1
             start = end
-    os.replace(part, path)
     return {"rows": rows, "kept": kept, "with_texts": texts}
 
 

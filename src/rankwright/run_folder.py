@@ -47,8 +47,8 @@ def finish_checkpoint(output: Path, name: str) -> Path:
         OSError: the disk is full or cannot be written.
     """
     work = staging(output) / name
-    sync(work)
     write_marker(work, MARKER, {})
+    # the name comes after all of it is on the disk, so one sync does
     sync(work)
     publish(work, output / name)
     return output / name

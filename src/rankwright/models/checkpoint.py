@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from rankwright.errors import CheckpointError, ConfigError
-from rankwright.files import sync_names
+from rankwright.files import publish, replacing, sync
 from rankwright.hub import resolve_model
 from rankwright.models.families import FAMILIES
 from rankwright.models.reranker import RerankerModel, score_token
@@ -534,15 +534,8 @@ def new_folder(target: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         temporary.chmod(0o755)
         yield temporary
-        _sync(temporary)
-        old = None
-        if target.exists():
-            old = target.with_name(f".{target.name}-old")
-            shutil.rmtree(old, ignore_errors=True)
-            target.rename(old)
-        temporary.rename(target)
-        if old is not None:
-            shutil.rmtree(old)
+        sync(temporary)
+        publish(temporary, target)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error}") from error
     finally:
@@ -567,25 +560,12 @@ def write_calibration(folder: Path, calibration: dict[str, Any] | None) -> Path:
     if ModelSpec.load(folder) is None:
         raise CheckpointError(f"{folder} holds no {SPEC_FILE}; save the model there first")
     values = json.loads(path.read_text(encoding="utf-8")) | {"calibration": calibration}
-    temporary = path.with_name(f".{SPEC_FILE}-{os.getpid()}")
     try:
-        _write_json(temporary, values)
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-        sync_names(folder)
+        with replacing(path) as file:
+            file.write(_json_text(values).encode())
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
-
-
-def _sync(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as handle:
-                os.fsync(handle.fileno())
 
 
 def write_files(
@@ -707,10 +687,12 @@ def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("rankwright", "transformers", "torch", "peft")}
 
 
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
+
+
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(
-        json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
-    )
+    path.write_text(_json_text(value), encoding="utf-8")
 
 
 def _complete_config(folder: Path) -> None:

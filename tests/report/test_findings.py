@@ -8,15 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rankwright.calibration import expected_calibration_error, reliability, sigmoid
 from rankwright.report.charts import score_histograms, separation
-from rankwright.report.findings import (
-    Advice,
-    expected_calibration_error,
-    find,
-    reliability,
-    series,
-    sigmoid,
-)
+from rankwright.report.findings import BINS, Advice, find, series
 from rankwright.report.folder import Run, read_run
 from rankwright.types import Example
 from tests.report.runs import constant, good, high, make_run, noise
@@ -37,12 +31,12 @@ def test_reliability_by_hand() -> None:
     The error is (2 |0.5 - 0.175| + 2 |1 - 0.975|) / 4 = 0.175.
     """
     p, y = np.array([0.15, 0.2, 0.95, 1.0]), np.array([True, False, True, True])
-    low, top = reliability(p, y)
+    low, top = reliability(p, y, BINS)
     assert (low.low, low.high, low.count) == (pytest.approx(0.1), pytest.approx(0.2), 2)
     assert (low.confidence, low.frequency) == (pytest.approx(0.175), 0.5)
     assert (top.count, top.confidence, top.frequency) == (2, pytest.approx(0.975), 1.0)
-    assert expected_calibration_error(p, y) == pytest.approx(0.175)
-    assert expected_calibration_error(np.array([0.0, 1.0]), np.array([False, True])) == 0
+    assert expected_calibration_error(p, y, BINS) == pytest.approx(0.175)
+    assert expected_calibration_error(np.array([0.0, 1.0]), np.array([False, True]), BINS) == 0
 
 
 def test_reliability_is_scikit_learns() -> None:
@@ -51,7 +45,7 @@ def test_reliability_is_scikit_learns() -> None:
     p = rng.uniform(size=500)
     y = rng.uniform(size=500) < p**2
     frequency, confidence = calibration.calibration_curve(y, p, n_bins=10)
-    found = reliability(p, y)
+    found = reliability(p, y, BINS)
     assert [part.frequency for part in found] == pytest.approx(frequency.tolist())
     assert [part.confidence for part in found] == pytest.approx(confidence.tolist())
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rankwright.calibration import expected_calibration_error, reliability, sigmoid
 from rankwright.comparison import Comparison
 from rankwright.errors import ConfigError
 from rankwright.metrics import FloatArray
@@ -21,10 +22,7 @@ from rankwright.report.findings import (
     BINS,
     Findings,
     Scores,
-    expected_calibration_error,
-    reliability,
     series,
-    sigmoid,
 )
 from rankwright.report.folder import Run
 
@@ -407,7 +405,7 @@ def calibration(findings: Findings) -> list[Chart]:
     rows: list[list[Cell]] = []
     for side, scores in known:
         probabilities_P = sigmoid(scores.scores_P)
-        bins = reliability(probabilities_P, scores.relevant_P)
+        bins = reliability(probabilities_P, scores.relevant_P, BINS)
         dash = "dash" if side == BEFORE else "solid"
         traces.append(
             _line(
@@ -422,13 +420,13 @@ def calibration(findings: Findings) -> list[Chart]:
         )
         names = [f"{part.low:.1f} to {part.high:.1f}" for part in bins]
         middles = [(part.low + part.high) / 2 for part in bins]
-        counts = [part.count for part in bins]
+        counts = [int(part.count) for part in bins]
         bars.append(_bars(middles, counts, f"{side} training", side, **_named(names)))
         rows += [
-            [f"{side} training", name, part.count, number(part.confidence), number(part.frequency)]
-            for name, part in zip(names, bins, strict=True)
+            [f"{side} training", name, count, number(part.confidence), number(part.frequency)]
+            for name, count, part in zip(names, counts, bins, strict=True)
         ]
-        error = expected_calibration_error(probabilities_P, scores.relevant_P)
+        error = expected_calibration_error(probabilities_P, scores.relevant_P, BINS)
         brier = float(((probabilities_P - scores.relevant_P) ** 2).mean())
         texts.append(f"{side}: expected calibration error {error:.4f}, Brier score {brier:.4f}")
     return [

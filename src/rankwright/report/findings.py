@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rankwright.calibration import expected_calibration_error, sigmoid
 from rankwright.comparison import Comparison, compare
 from rankwright.evaluation import EvaluationResult, evaluate_scores
 from rankwright.metrics import BoolArray, FloatArray
@@ -59,25 +60,6 @@ class Scores:
     scores_P: FloatArray
     relevant_P: BoolArray
     result: EvaluationResult
-
-
-@dataclass(frozen=True, slots=True)
-class Bin:
-    """The documents whose probability lies in ``(low, high]``; the first bin holds 0 too.
-
-    Attributes:
-        low: lower edge.
-        high: upper edge.
-        count: documents.
-        confidence: their mean probability.
-        frequency: the share of them that is relevant.
-    """
-
-    low: float
-    high: float
-    count: int
-    confidence: float
-    frequency: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,46 +137,6 @@ def _scores(records: list[Record] | None, names: list[str]) -> Scores | None:
         np.concatenate([np.asarray(record.labels, np.float64) > 0 for record in records]),
         result,
     )
-
-
-def sigmoid(scores_P: FloatArray) -> FloatArray:
-    """``1 / (1 + exp(-score))`` without overflow."""
-    small_P = np.exp(-np.abs(scores_P))
-    found: FloatArray = np.where(scores_P >= 0, 1.0, small_P) / (1.0 + small_P)
-    return found
-
-
-def reliability(probabilities_P: FloatArray, relevant_P: BoolArray, bins: int = BINS) -> list[Bin]:
-    """Group documents by probability, in bins of one width; empty ones are left out."""
-    edges = np.linspace(0, 1, bins + 1)
-    bin_P = np.searchsorted(edges[1:-1], probabilities_P)
-    found = []
-    for b in range(bins):
-        inside = bin_P == b
-        if inside.any():
-            found.append(
-                Bin(
-                    float(edges[b]),
-                    float(edges[b + 1]),
-                    int(inside.sum()),
-                    float(probabilities_P[inside].mean()),
-                    float(relevant_P[inside].mean()),
-                )
-            )
-    return found
-
-
-def expected_calibration_error(
-    probabilities_P: FloatArray, relevant_P: BoolArray, bins: int = BINS
-) -> float:
-    """Mean over the documents of how far their bin's probability is from its share of relevant.
-
-    Source: Naeini, Cooper & Hauskrecht, "Obtaining Well Calibrated Probabilities Using Bayesian
-        Binning", AAAI 2015.
-    """
-    found = reliability(probabilities_P, relevant_P, bins)
-    total = sum(part.count for part in found)
-    return sum(part.count * abs(part.frequency - part.confidence) for part in found) / total
 
 
 def spreads(records: Sequence[Record]) -> FloatArray:
@@ -308,7 +250,7 @@ def _saturation(run: Run, after: Scores) -> list[Advice]:
 
 
 def _calibration(after: Scores) -> list[Advice]:
-    error = expected_calibration_error(sigmoid(after.scores_P), after.relevant_P)
+    error = expected_calibration_error(sigmoid(after.scores_P), after.relevant_P, BINS)
     if error <= 0.1:
         return []
     return [

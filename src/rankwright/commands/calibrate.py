@@ -9,10 +9,9 @@ from typing import Any
 
 from rankwright.commands.common import (
     load_reranker,
-    model_arguments,
+    load_rows,
     own,
     parse,
-    report_dropped,
     report_truncation,
 )
 from rankwright.errors import ConfigError
@@ -74,7 +73,6 @@ def run(words: list[str]) -> int:
     if not options.dataset:
         raise ConfigError("--dataset is missing; give rows with labels to fit to")
     from rankwright.calibration import METHODS, check_goals
-    from rankwright.data.readers import load_examples
     from rankwright.progress import console, tracked
 
     if options.method not in METHODS:
@@ -84,19 +82,12 @@ def run(words: list[str]) -> int:
     goals = check_goals(options.precision, options.recall)
     if options.folds < 2:
         raise ConfigError(f"--folds {options.folds} is less than 2")
-    data = load_examples(
-        options.dataset,
-        data_format=options.data_format,
-        split=options.split,
-        use_hf=model_arguments(given).use_hf,
-        purpose="eval",
-    )
-    report_dropped(data.report.dropped)
+    examples = load_rows(options, given)
     reranker = load_reranker(given, options.batch_tokens)
     if options.output is None:
         _check_folder(reranker)
-    with tracked("ranking", len(data.examples)) as advance:
-        lists = reranker.score_examples(data.examples, advance)
+    with tracked("ranking", len(examples)) as advance:
+        lists = reranker.score_examples(examples, advance)
     report_truncation(reranker.truncated, reranker)
     from rankwright.evaluation import calibrate_lists
 

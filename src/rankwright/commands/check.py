@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from rankwright.commands.common import model_arguments, own, parse
+from rankwright.commands.common import model_arguments, names_in_front, own, parse
 from rankwright.errors import ConfigError
 
 
@@ -40,9 +40,7 @@ def types() -> list[type]:
 
 def run(words: list[str]) -> int:
     """Run the command and return its exit code."""
-    files = []
-    while words and not words[0].startswith("-"):
-        files.append(words.pop(0))
+    files, words = names_in_front(words)
     if files:
         words = ["--dataset", *files, *words]
     given = parse("check", types(), words)

@@ -51,6 +51,28 @@ def load_reranker(given: dict[str, Any], batch_tokens: int | None) -> Any:
     )
 
 
+def names_in_front(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words before the first flag, and those from it on."""
+    count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    return words[:count], words[count:]
+
+
+def load_rows(options: Any, given: dict[str, Any], instructions: Sequence[str] = ()) -> Any:
+    """Read the rows of ``--dataset`` to rank them, and print what was left out."""
+    from rankwright.data.readers import load_examples
+
+    data = load_examples(
+        options.dataset,
+        instructions=instructions,
+        data_format=options.data_format,
+        split=options.split,
+        use_hf=model_arguments(given).use_hf,
+        purpose="eval",
+    )
+    report_dropped(data.report.dropped)
+    return data.examples
+
+
 def report_dropped(dropped: dict[str, int]) -> None:
     """Print how many rows were left out, and why."""
     from rankwright.progress import console

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from rankwright.commands.common import (
     load_reranker,
+    load_rows,
     make_folder,
-    model_arguments,
+    names_in_front,
     own,
     parse,
-    report_dropped,
     report_truncation,
 )
 from rankwright.errors import ConfigError, DataError
@@ -80,10 +80,7 @@ def types() -> list[type]:
 
 def run(words: list[str]) -> int:
     """Run the command and return its exit code."""
-    names = []
-    while words and not words[0].startswith("-"):
-        names.append(words[0])
-        words = words[1:]
+    names, words = names_in_front(words)
     given = parse("compare", types(), words)
     options = own(CompareArguments, given)
     _check(names, options, given)
@@ -156,22 +153,12 @@ def _rows(
 ) -> tuple[Sequence[Example], dict[str, dict[str, dict[str, float]]]]:
     """The rows, and what the run files hold."""
     from rankwright.comparison import judged_examples
-    from rankwright.data.readers import load_examples
     from rankwright.evaluation import read_qrels, read_trec_run
     from rankwright.progress import console
 
     runs = {name: read_trec_run(name) for name in names if _is_run(name)}
     if options.qrels is None:
-        data = load_examples(
-            options.dataset,
-            instructions=options.instructions,
-            data_format=options.data_format,
-            split=options.split,
-            use_hf=model_arguments(given).use_hf,
-            purpose="eval",
-        )
-        report_dropped(data.report.dropped)
-        return data.examples, runs
+        return load_rows(options, given, options.instructions), runs
     qrels = read_qrels(options.qrels)
     without = {query for run in runs.values() for query in run} - set(qrels)
     if without:

@@ -9,11 +9,11 @@ from typing import Any
 
 from rankwright.commands.common import (
     load_reranker,
+    load_rows,
     make_folder,
     model_arguments,
     own,
     parse,
-    report_dropped,
     report_truncation,
     write_json,
 )
@@ -86,7 +86,6 @@ def run(words: list[str]) -> int:
         raise ConfigError("--dataset and --mteb_tasks exclude each other; give one")
     if options.top_k < 1:
         raise ConfigError(f"--top_k {options.top_k} is less than 1")
-    from rankwright.data.readers import load_examples
     from rankwright.evaluation import evaluate_scores, metrics_table, write_qrels, write_trec_run
     from rankwright.metrics import parse_metrics
     from rankwright.progress import console, tracked
@@ -100,18 +99,10 @@ def run(words: list[str]) -> int:
         return _run_tasks(given, options)
     if options.first_stage is not None:
         raise ConfigError("--first_stage goes with --mteb_tasks; rows have their candidates")
-    data = load_examples(
-        options.dataset,
-        instructions=options.instructions,
-        data_format=options.data_format,
-        split=options.split,
-        use_hf=model_arguments(given).use_hf,
-        purpose="eval",
-    )
-    report_dropped(data.report.dropped)
+    examples = load_rows(options, given, options.instructions)
     reranker = load_reranker(given, options.batch_tokens)
-    with tracked("ranking", len(data.examples)) as advance:
-        lists = reranker.score_examples(data.examples, advance)
+    with tracked("ranking", len(examples)) as advance:
+        lists = reranker.score_examples(examples, advance)
     result = evaluate_scores(lists, options.metrics)
     rows = {"model": result.row}
     if result.first_stage_row is not None:

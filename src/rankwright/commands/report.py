@@ -9,10 +9,10 @@ from typing import Any
 
 from rankwright.commands.common import (
     load_reranker,
-    model_arguments,
+    load_rows,
+    names_in_front,
     own,
     parse,
-    report_dropped,
     report_truncation,
 )
 from rankwright.errors import ConfigError
@@ -57,10 +57,7 @@ def types() -> list[type]:
 
 def run(words: list[str]) -> int:
     """Run the command and return its exit code."""
-    names = []
-    while words and not words[0].startswith("-"):
-        names.append(words[0])
-        words = words[1:]
+    names, words = names_in_front(words)
     given = parse("report", types(), words)
     options = own(ReportArguments, given)
     if len(names) != 1 or given.get("model"):
@@ -91,21 +88,12 @@ def run(words: list[str]) -> int:
 
 def _rank(found: Any, options: ReportArguments, given: dict[str, Any]) -> None:
     """Rank the rows of ``--dataset`` with the final model."""
-    from rankwright.data.readers import load_examples
     from rankwright.progress import tracked
     from rankwright.report.folder import rank_rows
 
-    data = load_examples(
-        options.dataset,
-        instructions=options.instructions,
-        data_format=options.data_format,
-        split=options.split,
-        use_hf=model_arguments(given).use_hf,
-        purpose="eval",
-    )
-    report_dropped(data.report.dropped)
+    examples = load_rows(options, given, options.instructions)
     reranker = load_reranker({**given, "model": str(found.folder)}, options.batch_tokens)
-    with tracked(f"ranking with {found.name}", len(data.examples)) as advance:
-        lists = reranker.score_examples(data.examples, advance)
+    with tracked(f"ranking with {found.name}", len(examples)) as advance:
+        lists = reranker.score_examples(examples, advance)
     report_truncation(reranker.truncated, reranker, f" by {found.name}")
     rank_rows(found, lists, list(options.dataset))

@@ -15,7 +15,7 @@ from tests import tiny
 from tests.test_trainer import write_rows
 
 
-@pytest.mark.parametrize("loss", ["listwise", "pointwise"])
+@pytest.mark.parametrize("loss", ["listwise+0.1*pointwise", "pointwise"])
 def test_two_processes_equal_one(tmp_path: Path, loss: str) -> None:
     """17 queries in steps of 4: the last step has one query, so one process gets a filler."""
     base = tiny.save_base(tmp_path / "base", "bert")

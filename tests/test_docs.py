@@ -227,6 +227,23 @@ def test_commands_and_snippets_run_in_order(
     run_blocks(read(page), page, lambda: capsys.readouterr().err)
 
 
+def test_papers_lead_to_every_loss_and_metric() -> None:
+    """Each has a row that names its function, and the tests that a row names exist."""
+    text = read("papers.md")
+    tables = {"## Losses": LOSSES, "## Metrics": METRICS}
+    for heading, table in tables.items():
+        section = re.split(r"^## ", text.split(f"{heading}\n")[1], flags=re.MULTILINE)[0]
+        rows = re.findall(r"^\|.*\|$", section, flags=re.MULTILINE)
+        for name, entry in table.items():
+            row = [row for row in rows if f"| `{entry.function.__name__}`" in row]
+            assert row, f"{heading}: {name} has no row"
+            assert f"`test_hand_{name}`" in row[0], f"{heading}: {name} names no hand derivation"
+    defined = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"[`:](test_\w+)`", text))
+    assert len(named) > 40
+    assert not {name for name in named if f"def {name}(" not in defined}
+
+
 def test_html_entities_of_the_hook(hooks: ModuleType) -> None:
     """Markup in a help text is shown, not obeyed."""
     assert hooks.plain("a|b <i> *c* [D] --max_length") == (

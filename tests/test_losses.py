@@ -589,53 +589,6 @@ def test_flagembedding_group_cross_entropy() -> None:
     assert_close(total / count, expected)
 
 
-class _Scores(torch.nn.Module):
-    """Stands where sentence-transformers' losses expect a CrossEncoder: its scores are given."""
-
-    num_labels = 1
-    device = torch.device("cpu")
-
-    def __init__(self, scores_P: Tensor) -> None:
-        super().__init__()
-        self.scores_P = scores_P
-        self.read = 0
-
-    def preprocess(self, pairs: list[Any], **kwargs: Any) -> dict[str, Any]:
-        return {"input_ids": torch.zeros(len(pairs))}
-
-    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        start = self.read
-        self.read += len(features["input_ids"])
-        return {"scores": self.scores_P[start : self.read, None]}
-
-
-def test_sentence_transformers_losses() -> None:
-    """Its ListNet takes softmax(labels) as target: with labels log t that is t, our y / sum y.
-
-    Its binary cross-entropy is torch's mean over pairs. Both are called on the same float32 scores.
-    """
-    losses = pytest.importorskip("sentence_transformers.cross_encoder.losses")
-    scores_P, labels_P, offsets_Q = batch(sizes=(3, 2, 5, 4, 4))
-    labels_P[offsets_Q[3]] = 1.0
-    scores_P = scores_P.float()
-    groups = list(itertools.pairwise(offsets_Q.tolist()))
-    targets = [labels_P[a:b] / labels_P[a:b].sum() for a, b in groups]
-    list_net = losses.ListNetLoss(_Scores(scores_P))
-    inputs = [["q"] * len(groups), [["d"] * (b - a) for a, b in groups]]
-    theirs = list_net(inputs, [target.float().log() for target in targets])
-    total, count = LOSSES["listwise"].function(scores_P, labels_P, offsets_Q)
-    assert_close(total / count, theirs)
-
-    # its constructor insists on a real CrossEncoder; forward does not
-    binary = losses.BinaryCrossEntropyLoss.__new__(losses.BinaryCrossEntropyLoss)
-    torch.nn.Module.__init__(binary)
-    binary.model, binary.activation_fn = _Scores(scores_P), torch.nn.Identity()
-    binary.bce_with_logits_loss = torch.nn.BCEWithLogitsLoss()
-    pairs = [["q"] * len(scores_P), ["d"] * len(scores_P)]
-    total, count = LOSSES["pointwise"].function(scores_P, labels_P, offsets_Q)
-    assert_close(total / count, binary(pairs, labels_P))
-
-
 # --- laws -------------------------------------------------------------------------------------
 
 

@@ -147,7 +147,7 @@ def parse_objective(text: str) -> Objective:
 
     Raises:
         ConfigError: the text cannot be read, or names no loss, twice the same, a weight that is not
-            above 0, or an option that the loss does not have.
+            above 0, an option that the loss does not have, or one twice.
     """
     parts: list[Part] = []
     place = 0
@@ -192,6 +192,8 @@ def _part(text: str, match: re.Match[str]) -> Part:
             raise ConfigError(
                 f"--loss_type {text!r}: {name} has no option {option!r}; it has {has}"
             )
+        if option in options:
+            raise ConfigError(f"--loss_type {text!r} gives {option} twice; give it once")
         kind = OPTIONS[option].kind
         try:
             options[option] = kind(value)

@@ -15,6 +15,7 @@ from rankwright.data.groups import (
     GROUP_MODES,
     NO_NEGATIVE,
     NO_POSITIVE,
+    borrow,
     leaks,
     sample_groups,
     split_examples,
@@ -24,7 +25,7 @@ from rankwright.data.groups import (
 from rankwright.data.outline import outline
 from rankwright.data.readers import load_examples
 from rankwright.errors import ConfigError, DataError
-from rankwright.types import Example
+from rankwright.types import Example, Group
 
 
 def example(positives: int, negatives: int, query_id: str = "q", query: str = "query") -> Example:
@@ -227,6 +228,46 @@ def test_bad_options(options: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         sample_groups(example(1, 1), seed=0, epoch=0, **options)
     assert str(caught.value) == expected
+
+
+# -------------------------------------------------------------------------- negatives of the batch
+
+
+def group(query: str, positive: str, *negatives: str, more: str | None = None) -> Group:
+    """A group of one positive; ``more`` is another of its row that was not drawn."""
+    documents = [positive, *negatives, *([] if more is None else [more])]
+    labels = [1.0, *[0.0] * len(negatives), *([] if more is None else [1.0])]
+    row = Example(query, documents, labels, query_id=query)
+    return Group(row, tuple(range(1 + len(negatives))), key=query)
+
+
+@given(count=st.integers(1, 9), random=st.randoms(use_true_random=False))
+@settings(max_examples=30, deadline=None)
+def test_borrowed_documents(count: int, random: random.Random) -> None:
+    """By hand, which texts each group may take; the order of the batch changes nothing.
+
+    ``a`` may not take A2, its positive that was not drawn, nor A3, which the other row of the same
+    query holds as one, nor what it has itself in other letters (``x`` and ``X ``).
+    """
+    groups = [
+        group("a", "A1", "x", more="A2"),
+        group("A ", "A3", "X "),
+        group("b", "B", "y", "A2"),
+        group("c", "A3", "z"),
+    ]
+    allowed = [{"B", "y", "z"}, {"B", "y", "z"}, {"A1", "A3", "x", "X ", "z"}]
+    allowed.append({"A1", "A2", "B", "x", "X ", "y"})
+    found = borrow(groups, count)
+    for before, after, texts in zip(groups, found, allowed, strict=True):
+        kinds = {text.casefold().strip() for text in texts}
+        assert {text.casefold().strip() for text in after.borrowed} <= kinds
+        assert len(after.borrowed) == len({*after.borrowed}) == min(count, len(kinds))
+        assert after.documents == [*before.documents, *after.borrowed]
+        assert after.labels == [*before.labels, *[0.0] * len(after.borrowed)]
+    shuffled = list(range(4))
+    random.shuffle(shuffled)
+    moved = borrow([groups[i] for i in shuffled], count)
+    assert [g.borrowed for g in moved] == [found[i].borrowed for i in shuffled]
 
 
 # ----------------------------------------------------------------------------------------- splits

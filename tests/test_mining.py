@@ -103,6 +103,11 @@ CORPUS = [
             {"max_score": 0.85, "relative_margin": 0.5, "min_score": 0.1},
             [ABOVE, RELATIVE, RELATIVE, RELATIVE, None, BELOW],
         ),
+        # of what the margin leaves, the best two; the window ends at rank 5 all the same
+        (
+            {"range_min": 2, "range_max": 5, "relative_margin": 0.1, "number": 1},
+            [RELATIVE, RELATIVE, OUTSIDE, OUTSIDE, None, OUTSIDE],
+        ),
     ],
 )
 def test_hand_reasons(options: dict[str, Any], expected: list[str | None]) -> None:
@@ -122,6 +127,10 @@ def test_a_margin_below_zero_is_a_share_of_the_magnitude() -> None:
 def test_the_second_of_equal_texts_is_left_out() -> None:
     given = MiningArguments()
     assert first_stage_reasons([3, 2, 1], [b"a", b"b", b"a"], 9, given) == [None, None, DUPLICATE]
+    # also of one that --range_min skips, which would else come in by its copy
+    given = MiningArguments(range_min=1)
+    found = first_stage_reasons([3, 3, 2, 1], [b"a", b"a", b"b", b"c"], 9, given)
+    assert found == [OUTSIDE, DUPLICATE, None, None]
 
 
 @pytest.mark.parametrize(
@@ -388,6 +397,8 @@ def made(tmp_path: Path) -> tuple[str, str]:
         {"absolute_margin": 0.15},
         {"max_score": 0.4, "min_score": 0.1},
         {"relative_margin": 0.05, "max_score": 0.5},
+        {"range_min": 3, "relative_margin": 0.2},
+        {"range_min": 2, "absolute_margin": 0.05, "max_score": 0.5, "min_score": 0.1},
     ],
     ids=str,
 )
@@ -683,6 +694,62 @@ def test_a_killed_run_goes_on(
     other = mine(output=tmp_path / "undisturbed.jsonl", method=["bm25", "dense"], **options)
     assert output.read_bytes() == other.output.read_bytes()
     assert not work.exists()
+
+
+KILLED_TEACHER = """
+import os, signal, sys
+from rankwright import mining
+from rankwright.ranking import Reranker
+mining.QUERY_BLOCK = 5
+real, lists = Reranker.iter_scores, []
+def iter_scores(self, *args, **options):
+    for scored in real(self, *args, **options):
+        lists.append(scored)
+        if len(lists) == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield scored
+Reranker.iter_scores = iter_scores
+mining.mine(queries=sys.argv[2], corpus=sys.argv[3], output=sys.argv[4], teacher=sys.argv[5],
+            number=3, teacher_relative_margin=0.0)
+"""
+
+
+def test_a_run_killed_while_its_teacher_scores_goes_on(
+    made: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL at the 30th list that the teacher scores: whole blocks of queries stay as they are.
+
+    A block of five asks for five lists, and again for those queries of which too few passed.
+    """
+    from rankwright.ranking import Reranker
+
+    base = tiny.save_base(tmp_path / "teacher", "bert")
+    output = tmp_path / "mined.jsonl"
+    words = ["30", *made, str(output), base]
+    done = subprocess.run([sys.executable, "-c", KILLED_TEACHER, *words], capture_output=True)
+    assert done.returncode == -9
+    assert not output.exists()
+    kept = sorted((tmp_path / "mined.jsonl.part" / "mined").rglob("*.arrow"))
+    assert len(kept) == 2
+
+    monkeypatch.setattr(mining, "QUERY_BLOCK", 5)
+    asked: list[str] = []
+    real = Reranker.score_examples
+
+    def counted(self: Reranker, examples: Any, **options: Any) -> Any:
+        asked.extend(example.query_id for example in examples)
+        return real(self, examples, **options)
+
+    monkeypatch.setattr(Reranker, "score_examples", counted)
+    options: dict[str, Any] = {"queries": made[0], "corpus": made[1], "teacher": base}
+    options |= {"number": 3, "teacher_relative_margin": 0.0}
+    result = mine(output=output, **options)
+    queries = [row["id"] for row in lines(Path(made[0]))]
+    assert set(asked) == set(queries[5 * len(kept) :])
+    other = mine(output=tmp_path / "undisturbed.jsonl", **options)
+    assert output.read_bytes() == other.output.read_bytes()
+    assert result.report.dropped == other.report.dropped
+    assert result.report.dropped[TEACHER_RELATIVE] > 0
 
 
 def test_a_work_folder_is_kept_for_other_settings(

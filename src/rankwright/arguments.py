@@ -293,7 +293,9 @@ class MiningArguments:
         ["bm25"], "bm25, dense, or both: their lists are then fused by reciprocal rank (k = 60)"
     )
     number: int = _option(7, "negatives of a row")
-    range_min: int = _option(0, "leave out the so many best documents that are no positives")
+    range_min: int = _option(
+        0, "leave out the so many best documents of those that margins and score limits leave"
+    )
     range_max: int | None = _option(
         None,
         "look at the so many best documents that are no positives; default: range_min + 10 x "

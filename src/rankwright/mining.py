@@ -10,9 +10,9 @@ et al. 2024, NV-Retriever, arXiv 2407.15831; the margins are those of sentence-t
 that hold a digest of all they depend on; a run that was stopped goes on from them, and its result
 is byte for byte that of an undisturbed one.
 
-**The rank window** counts documents that are no known positives. Sentence-transformers leaves the
-first ``range_min`` documents out *after* its margins, we before them; otherwise, for one positive a
-query, the two agree.
+**The rank window.** ``range_max`` counts the documents that are no known positives; ``range_min``
+those of them that the margins and score limits leave, so it skips the best of what could be taken.
+Both are as in sentence-transformers; for one positive a query the two agree.
 
 Shape legend: ``N`` documents of the corpus, ``D`` documents of one list, ``Q`` queries of a block,
 ``H`` size of an embedding.
@@ -448,8 +448,9 @@ def first_stage_reasons(
     )
     seen: set[bytes] = set()
     found: list[str | None] = []
+    skipped = 0
     for rank, (score, key) in enumerate(zip(scores, keys, strict=True)):
-        if rank < given.range_min or rank >= _range_max(given):
+        if rank >= _range_max(given):
             found.append(OUTSIDE)
             continue
         reason = next((why for why, most in limits if most is not None and score > most), None)
@@ -458,6 +459,9 @@ def first_stage_reasons(
         if key in seen:
             reason = DUPLICATE
         seen.add(key)
+        if reason is None and skipped < given.range_min:
+            skipped += 1
+            reason = OUTSIDE
         found.append(reason)
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import importlib
 import importlib.util
 import json
 import re
@@ -15,9 +16,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from rankwright import cli
+from tests.processes import serve
 from tests.tiny import examples, save_base
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +42,16 @@ class Block(NamedTuple):
     language: str
     text: str
     mark: str
+
+
+def benchmark(name: str) -> ModuleType:
+    """A script of ``benchmarks``, as a module that finds its folder's other modules."""
+    folder = str(ROOT / "benchmarks")
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(folder)
 
 
 def blocks(text: str) -> Iterator[Block]:
@@ -129,21 +142,8 @@ def run_blocks(text: str, name: str, errors: Callable[[], str]) -> int:
 def _served(words: list[str]) -> Iterator[str]:
     """Start a server by its command, on a free port; its address."""
     assert words[:2] == ["rankwright", "serve"]
-    command = [sys.executable, "-m", *words, "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        try:
-            lines = []
-            for line in process.stderr:
-                lines.append(line)
-                if found := re.search(r"http://[\w.:]+", line):
-                    yield found[0]
-                    break
-            else:
-                raise AssertionError("".join(lines))
-        finally:
-            process.terminate()
-            process.communicate()
+    with serve(*words[2:]) as server:
+        yield server.url
 
 
 def _curl(words: list[str]) -> None:

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import transformers
 
-FILE = Path(__file__).resolve().parent.parent / "benchmarks" / "speed.py"
+from tests.documents import benchmark
 
 
 @pytest.fixture(scope="module")
 def speed() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmarks_speed", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # dataclasses look their module up
-    sys.modules[spec.name] = module
-    # as for a script: its folder's other modules are found
-    sys.path.insert(0, str(FILE.parent))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(FILE.parent))
-    return module
+    return benchmark("speed")
 
 
 def test_causal_attention_flops(speed: ModuleType) -> None:

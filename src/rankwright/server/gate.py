@@ -13,6 +13,7 @@ import hmac
 import json
 import logging
 import math
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -156,6 +157,8 @@ class Gate:
         self.public = public
         self.in_flight = 0
         self.stopping = False
+        self.given_up = False
+        self._tasks: set[asyncio.Task[Any]] = set()
         self.telemetry = Telemetry(lambda: self.in_flight)
         self._seconds_to_drain = seconds_to_drain
         self._key = _digest(policy.api_key.encode()) if policy.api_key is not None else None
@@ -167,6 +170,9 @@ class Gate:
             return
         begin = time.perf_counter()
         exchange = _Exchange(send)
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
         scope.setdefault("state", {})["request_id"] = exchange.request_id
         working = scope["path"] in self.work and scope["method"] == "POST"
         try:
@@ -174,7 +180,13 @@ class Gate:
         except RefusedError as refusal:
             await exchange.refuse(refusal)
             self.telemetry.errors.labels(refusal.reason).inc()
+        except asyncio.CancelledError:
+            if not self.given_up:
+                raise
+            task.uncancel()
+            await exchange.refuse(stopping())
         finally:
+            self._tasks.discard(task)
             seconds = time.perf_counter() - begin
             # what nobody serves is one series, whatever clients think of
             path = getattr(scope.get("route"), "path", None) or "other"
@@ -187,13 +199,20 @@ class Gate:
                     "%s %s %s %.1f ms", scope["method"], path, exchange.status, 1000 * seconds
                 )
 
+    def give_up(self) -> None:
+        """Answer everything that is in flight with 503, now."""
+        self.given_up = self.stopping = True
+        for task in self._tasks:
+            task.cancel()
+
     async def _admit(
         self, scope: Scope, receive: Receive, exchange: _Exchange, working: bool
     ) -> None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         refusal = self._refusal(scope["path"], headers, working)
-        declared = headers.get(b"content-length", "0")
-        size = int(declared) if declared.isdigit() else 0
+        declared = headers.get(b"content-length", "")
+        # whatever else stands there, the body is counted as it comes
+        size = int(declared) if re.fullmatch(r"[0-9]{1,18}", declared) else 0
         if refusal is None and size > self.policy.max_bytes:
             refusal = self._too_large()
         if refusal is not None:

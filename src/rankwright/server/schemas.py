@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -41,9 +42,26 @@ Text = Annotated[str, AfterValidator(_whole)]
 Query = Annotated[
     Text,
     AfterValidator(_not_empty),
-    Field(min_length=1, description="the query", examples=["what is a lichen?"]),
+    Field(
+        min_length=1,
+        description="the query",
+        examples=["what is a lichen?"],
+        json_schema_extra={"pattern": r"\S"},
+    ),
 ]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _right(side: Any) -> Any:
+    if isinstance(side, str) and side.lower() == "left":
+        raise ValueError(
+            f"{side} is not supported, documents are cut at their end; leave it out, or refuse "
+            "what would be cut (truncation, TEI's truncate: false)"
+        )
+    return side
+
+
+Side = Annotated[Literal["Right", "right"], BeforeValidator(_right)]
 
 
 class Body(BaseModel):
@@ -62,6 +80,10 @@ class Body(BaseModel):
     calibrated: StrictBool | None = Field(
         None, description="probabilities by the model's calibration instead of the plain sigmoid"
     )
+    truncation_direction: Side | None = Field(
+        None, description="TEI's; only Right, since documents are cut at their end"
+    )
+    truncation_side: Side | None = Field(None, description="vLLM's name for the same")
 
     @property
     def task(self) -> str | None:
@@ -75,6 +97,12 @@ class TextDocument(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     text: Text | None = None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All of it, as it came."""
+        text = {} if self.text is None else {"text": self.text}
+        return text | (self.model_extra or {})
 
 
 class RerankBody(Body):
@@ -110,9 +138,14 @@ class RerankBody(Body):
     @model_validator(mode="after")
     def _texts(self) -> RerankBody:
         for place, document in enumerate(self.documents):
-            if not isinstance(document, str) and self.text_of(document) is None:
+            text = self.text_of(document)
+            if text is None:
                 wanted = " or ".join(map(repr, self.rank_fields or ["text"]))
-                raise ValueError(f"documents.{place} has no text under {wanted}")
+                raise ValueError(f"documents.{place} has no text under {wanted[:200]}")
+            try:
+                _whole(text)
+            except ValueError as error:
+                raise ValueError(f"documents.{place} {error}") from None
         return self
 
     def text_of(self, document: str | TextDocument) -> str | None:
@@ -121,9 +154,9 @@ class RerankBody(Body):
             return document
         if not self.rank_fields:
             return document.text
-        fields = document.model_dump()
+        fields = document.fields
         texts = [fields[name] for name in self.rank_fields if isinstance(fields.get(name), str)]
-        return "\n".join(map(_whole, texts)) if texts else None
+        return "\n".join(texts) if texts else None
 
     @property
     def texts(self) -> list[str]:
@@ -141,9 +174,6 @@ class TeiBody(Body):
     truncate: StrictBool | None = Field(
         None, description="false: refuse what does not fit; absent: cut it"
     )
-    truncation_direction: Literal["Right", "right"] | None = Field(
-        None, description="documents are cut at their end, the query never before them"
-    )
 
 
 def _form(body: Any) -> str:
@@ -159,6 +189,16 @@ AnyRerankBody = Annotated[
 
 class ScoreBody(Body):
     """Score pairs, as vLLM reads it: one text and many, or as many of each; or a list of pairs."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": ["text_1", "text_2"]},
+                {"required": ["queries", "documents"]},
+                {"required": ["pairs"]},
+            ]
+        }
+    )
 
     text_1: Text | list[Text] | None = Field(None, description="query or queries")
     text_2: Text | list[Text] | None = Field(None, description="document or documents")
@@ -225,11 +265,25 @@ class ResultDocument(BaseModel):
     text: str
 
 
+class PassagePlace(BaseModel):
+    """Where a document's best passage stands in the text that was ranked."""
+
+    start: int = Field(description="its first character, counted in Unicode code points from 0")
+    end: int = Field(description="the character behind its last one")
+
+
+BestPassage = Annotated[
+    PassagePlace | None,
+    Field(description="of documents that were read in passages; absent for those that fit"),
+]
+
+
 class RerankResult(BaseModel):
     """One document in its place."""
 
     index: int = Field(description="its place in the request")
     relevance_score: float = Field(description="probability, or logit if raw_scores was asked for")
+    passage: BestPassage = None
     document: ResultDocument | str | None = None
 
 
@@ -277,6 +331,7 @@ class Rank(BaseModel):
 
     index: int
     score: float
+    passage: BestPassage = None
     text: str | None = None
 
 
@@ -286,6 +341,7 @@ class Score(BaseModel):
     index: int
     object: Literal["score"] = "score"
     score: float
+    passage: BestPassage = None
 
 
 class ScoreAnswer(BaseModel):

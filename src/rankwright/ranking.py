@@ -54,13 +54,33 @@ class RankedDocument:
     passage: tuple[int, int] | None = None
 
 
-class _Encoded(NamedTuple):
-    """An example's tokens: its documents, or their passages."""
+class EncodedList(NamedTuple):
+    """An example's tokens: its documents, or their passages.
+
+    Attributes:
+        example: the texts.
+        tokens: of its documents, or of their passages.
+        owners: for each of them the index of its document, in order.
+        spans: where a passage stands in its document; None where the document was read as one.
+    """
 
     example: Example
     tokens: PairTokens
     owners: tuple[int, ...]
     spans: tuple[tuple[int, int] | None, ...]
+
+    def pooled(self, scores: Sequence[float], passages: Passages | None) -> ScoredList:
+        """One score for each document, from those of its passages."""
+        if passages is None:
+            return ScoredList(self.example, list(scores))
+        pooled: list[float] = []
+        best: list[tuple[int, int] | None] = []
+        for _, group in groupby(range(len(scores)), key=self.owners.__getitem__):
+            places = list(group)
+            pooled.append(passages.pool([scores[p] for p in places]))
+            # the first of equal ones
+            best.append(self.spans[max(places, key=scores.__getitem__)])
+        return ScoredList(self.example, pooled, best)
 
 
 class _Piece(NamedTuple):
@@ -299,7 +319,7 @@ class Reranker:
         self, examples: Iterable[Example], progress: Progress | None = None
     ) -> Iterator[ScoredList]:
         """``score_examples`` as a stream, in constant memory."""
-        window: list[_Encoded] = []
+        window: list[EncodedList] = []
         pairs = with_instruction = 0
         for example in examples:
             with_instruction += example.instruction is not None
@@ -327,17 +347,17 @@ class Reranker:
     def _reads_instruction(self) -> bool:
         return self.loaded.spec.template.reads_instruction
 
-    def _encode(self, example: Example) -> _Encoded:
+    def _encode(self, example: Example) -> EncodedList:
         everything = Group(example, tuple(range(len(example.documents))))
         if self.passages is None:
             tokens = self.collator.encode(everything)
-            return _Encoded(example, tokens, everything.chosen, (None,) * len(tokens.documents))
+            return EncodedList(example, tokens, everything.chosen, (None,) * len(tokens.documents))
         found = self.collator.encode_passages(everything, self.passages)
-        return _Encoded(example, found.tokens, found.owners, found.spans)
+        return EncodedList(example, found.tokens, found.owners, found.spans)
 
     @torch.inference_mode()
     def _score_window(
-        self, window: list[_Encoded], progress: Progress | None
+        self, window: list[EncodedList], progress: Progress | None
     ) -> Iterator[ScoredList]:
         scores_of = [[0.0] * len(encoded.owners) for encoded in window]
         waiting = [len(encoded.owners) for encoded in window]
@@ -365,23 +385,10 @@ class Reranker:
                     "(try float32)"
                 )
         for encoded, scores in zip(window, scores_of, strict=True):
-            yield self._pooled(encoded, scores)
-
-    def _pooled(self, encoded: _Encoded, scores: list[float]) -> ScoredList:
-        """One score for each document, from those of its passages."""
-        if self.passages is None:
-            return ScoredList(encoded.example, scores)
-        pooled: list[float] = []
-        best: list[tuple[int, int] | None] = []
-        for _, group in groupby(range(len(scores)), key=encoded.owners.__getitem__):
-            passages = list(group)
-            pooled.append(self.passages.pool([scores[p] for p in passages]))
-            # the first of equal ones
-            best.append(encoded.spans[max(passages, key=scores.__getitem__)])
-        return ScoredList(encoded.example, pooled, best)
+            yield encoded.pooled(scores, self.passages)
 
     def _batches(
-        self, window: list[_Encoded]
+        self, window: list[EncodedList]
     ) -> Iterator[tuple[PackedBatch, list[tuple[int, int]]]]:
         """Packed batches of similar lengths, longest first, with each passage's place."""
         pieces: list[_Piece] = []

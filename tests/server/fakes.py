@@ -13,7 +13,7 @@ from typing import Any
 from rankwright.errors import ConfigError
 from rankwright.server.app import Service
 from rankwright.server.runner import Server, listen
-from rankwright.types import Example
+from rankwright.types import Example, ScoredList
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class WordScorer:
         except (ValueError, IndexError):
             return float(len(text))
 
-    def pool(self, encoded: Words, scores: Sequence[float]) -> list[float]:
-        return list(scores)
+    def pool(self, encoded: Words, scores: Sequence[float]) -> ScoredList:
+        return ScoredList(encoded.example, list(scores))
 
 
 @contextmanager

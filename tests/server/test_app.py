@@ -257,7 +257,6 @@ def test_details_as_infinity_and_fastapi_have_them_echo_no_text(client: httpx.Cl
     [
         ({"query": "q", "texts": []}, 422, "Validation"),
         ({"query": "q", "texts": [1]}, 422, "Validation"),
-        ({"query": "q", "texts": ["a"], "truncation_direction": "Left"}, 422, "Validation"),
         ({"query": "q", "texts": ["w " * 60], "truncate": False}, 413, "Validation"),
         ({"query": "q", "texts": ["a"] * 21}, 413, "Validation"),
         ({"query": "q", "texts": ["poison"]}, 500, "Backend"),
@@ -269,6 +268,34 @@ def test_tei_s_errors(client: httpx.Client, body: Any, status: int, kind: str) -
     assert answer.status_code == status
     assert set(answer.json()) == {"error", "error_type"}
     assert answer.json()["error_type"] == kind
+
+
+@pytest.mark.parametrize("name", ["truncation_direction", "truncation_side"])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/rerank", {"query": "q", "texts": ["a"]}),
+        ("/rerank", {"query": "q", "documents": ["a"]}),
+        ("/v2/rerank", {"query": "q", "documents": ["a"]}),
+        ("/score", {"text_1": "q", "text_2": "a"}),
+    ],
+)
+def test_documents_are_cut_at_their_end_or_not_at_all(
+    client: httpx.Client, path: str, body: dict[str, Any], name: str
+) -> None:
+    """The other side is refused in every form, and never ignored."""
+    for side in ("Right", "right", None):
+        assert client.post(path, json=body | {name: side}).status_code == 200
+    for side, message in (
+        ("Left", f"{name}: Left is not supported, documents are cut at their end"),
+        ("left", f"{name}: left is not supported, documents are cut at their end"),
+        ("middle", f"{name}: Input should be 'Right' or 'right'"),
+        (1, f"{name}: Input should be 'Right' or 'right'"),
+    ):
+        answer = client.post(path, json=body | {name: side})
+        assert answer.status_code == 422
+        found = answer.json()
+        assert (found.get("message") or found["error"]).startswith(message)
 
 
 def test_limits_on_documents_bytes_and_tokens(client: httpx.Client) -> None:
@@ -304,6 +331,7 @@ def test_an_instruction_that_is_not_read_is_said(client: httpx.Client) -> None:
 
 def test_unknown_paths_and_methods(client: httpx.Client) -> None:
     assert refused(client.get("/nothing"), 404) == "GET /nothing: Not Found"
+    assert refused(client.get("/a%0Ab%22%C3%BC"), 404) == "GET /a%0Ab%22%C3%BC: Not Found"
     assert refused(client.get("/rerank"), 405).startswith("GET /rerank")
 
 

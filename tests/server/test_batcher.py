@@ -30,7 +30,7 @@ def texts(*documents: str, query: str = "q") -> Example:
 
 async def ask(batcher: Batcher, scorer: WordScorer, *examples: Example) -> list[list[float]]:
     encoded = await batcher.encode(lambda: [scorer.encode(example) for example in examples])
-    return await batcher.score(scorer, encoded)
+    return [scored.scores for scored in await batcher.score(scorer, encoded)]
 
 
 def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
@@ -155,8 +155,8 @@ def test_a_shared_prefix_is_paid_once_for_each_batch() -> None:
     scorer = WordScorer(batch_tokens=100)
     example = texts(*["1"] * 14)
     with batching() as batcher:
-        found = together(batcher.score(scorer, [Words(example, (10,) * 14, shared=30)]))
-    assert found == [[[1.0] * 14]]
+        ((found,),) = together(batcher.score(scorer, [Words(example, (10,) * 14, shared=30)]))
+    assert found.scores == [1.0] * 14
     assert [len(part) for batch in scorer.batches for _, part in batch] == [7, 7]
 
 

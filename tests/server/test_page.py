@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import pytest
 
 from rankwright.server.app import Service
 from rankwright.server.gate import Policy
-from tests.server.fakes import WordScorer, serving
+from rankwright.types import ScoredList
+from tests.server.fakes import Words, WordScorer, serving
 
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 
@@ -100,6 +101,63 @@ def test_texts_are_never_markup(page: Any) -> None:
     page.locator("#error").wait_for()
     assert page.locator("#error img").count() == 0
     assert page.title() == "Rankwright"
+
+
+class Hostile(WordScorer):
+    """A model whose every word is markup."""
+
+    reads_instruction = True
+
+    def about(self) -> dict[str, Any]:
+        return super().about() | {"instruction": HOSTILE, "architecture": HOSTILE}
+
+
+def test_names_of_models_and_files_and_errors_are_never_markup(
+    browser: Any, tmp_path: Path
+) -> None:
+    """Markup in the models' names, their instruction, a file's name and text, a server's error."""
+    path = tmp_path / (HOSTILE.replace("/", "") + ".jsonl")
+    path.write_text(HOSTILE)
+    names = [f"{HOSTILE} one", f"{HOSTILE} two"]
+    with serving(Service([Hostile(name) for name in names])) as url:
+        for page in opened(browser, url):
+            options = page.locator("#model option").all()
+            assert [option.text_content() for option in options] == names
+            assert page.get_by_label("Instruction").get_attribute("placeholder") == HOSTILE
+            assert ranked(page, "q", "1 a\n2 b") == [["2 b", "1 a"]] * 2
+            assert [h.inner_text() for h in page.locator("h2").all()] == names
+            page.locator("#file").set_input_files(path)
+            page.locator("#error").wait_for()
+            error = page.get_by_role("alert").inner_text()
+            assert error.startswith(f"{path.name}: Line 1 is not JSON")
+            assert "<img" in error.removeprefix(path.name)
+            page.route(
+                "**/v1/rerank",
+                lambda route: route.fulfill(status=500, json={"message": HOSTILE}),
+            )
+            assert ranked(page, "q", "1 a") == []
+            assert page.get_by_role("alert").inner_text() == f"500: {HOSTILE}"
+            assert page.locator("body").locator("img, b, script:not(main ~ script)").count() == 0
+            assert page.title() == "Rankwright"
+
+
+class Passage(WordScorer):
+    """The best passage of each long text begins at its fifth character and has three."""
+
+    def pool(self, encoded: Words, scores: Sequence[float]) -> ScoredList:
+        spans = [(4, 7) if len(text) > 6 else None for text in encoded.example.documents]
+        return ScoredList(encoded.example, list(scores), spans)
+
+
+def test_the_best_passage_is_marked(browser: Any) -> None:
+    """Counted in characters: a face before it is one, though a script's string has two."""
+    with serving(Service([Passage("only")])) as url:
+        for page in opened(browser, url):
+            (texts,) = ranked(page, "q", "3 \N{GRINNING FACE} fox <b>runs\n1 dog")
+            assert texts == ["3 \N{GRINNING FACE} fox <b>runs", "1 dog"]
+            assert [m.inner_text() for m in page.locator("mark").all()] == ["fox"]
+            hints = [hint.inner_text() for hint in page.locator("li .hint").all()]
+            assert hints == ["document 1, best passage: characters 5 to 7", "document 2"]
 
 
 def test_the_policy_lets_no_foreign_script_run(page: Any) -> None:

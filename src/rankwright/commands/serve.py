@@ -97,9 +97,13 @@ def run(words: list[str]) -> int:
         raise ConfigError(
             f"the server needs {error.name}; run: pip install 'rankwright[serve]'"
         ) from error
+    from rich.markup import escape
+
     from rankwright.progress import console
 
-    key = options.api_key or os.environ.get("RANKWRIGHT_API_KEY") or None
+    key = options.api_key
+    if key is None:
+        key = os.environ.get("RANKWRIGHT_API_KEY") or None
     if key is not None and not key.strip():
         raise ConfigError("--api_key is blank; give a key, or leave it out")
     local = runner.is_loopback(options.host)
@@ -112,7 +116,7 @@ def run(words: list[str]) -> int:
     with runner.listen(options.host, options.port) as listener:
         scorers: list[Any] = []
         for name, model in zip(names, models, strict=True):
-            with console.status(f"loading {name}"):
+            with console.status(escape(f"loading {name}")):
                 reranker = load_reranker({**given, "model": model}, options.batch_tokens)
                 # the first call of a model takes longer than the next ones
                 reranker.rank("a query", ["a document", "another document"])
@@ -131,7 +135,10 @@ def run(words: list[str]) -> int:
         port = listener.getsockname()[1]
         host = f"[{options.host}]" if ":" in options.host else options.host
         console.print(
-            f"serving {', '.join(names)} at http://{host}:{port} (Ctrl-C stops)", highlight=False
+            f"serving {', '.join(names)} at http://{host}:{port} (Ctrl-C stops)",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
         runner.run(service, listener)
     return 0
@@ -141,10 +148,13 @@ def _check(options: ServeArguments) -> None:
     for name in ("max_documents", "max_bytes", "max_tokens", "max_queue"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name} {getattr(options, name)} is less than 1")
-    if not options.timeout > 0:
-        raise ConfigError(f"--timeout {options.timeout:g} is no time; give seconds")
-    if not options.max_wait_ms >= 0:
-        raise ConfigError(f"--max_wait_ms {options.max_wait_ms:g} is less than 0")
+    if not 0 < options.timeout <= 86400:
+        raise ConfigError(f"--timeout {options.timeout:g} is not within a day; give seconds")
+    if not 0 <= options.max_wait_ms <= 1000 * options.timeout:
+        raise ConfigError(
+            f"--max_wait_ms {options.max_wait_ms:g} is not between 0 and the --timeout of "
+            f"{options.timeout:g} s"
+        )
     if not 0 <= options.port <= 65535:
         raise ConfigError(f"--port {options.port} is no port; give 0 to 65535")
 

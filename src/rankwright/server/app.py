@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -27,7 +28,7 @@ from rankwright.errors import RankwrightError
 from rankwright.server import schemas
 from rankwright.server.batcher import Batcher, ClosedError, Encoded, Scorer, ScoringError
 from rankwright.server.gate import Gate, Policy, RefusedError, stopping
-from rankwright.types import Example
+from rankwright.types import Example, ScoredList
 
 # Infinity's clients send it where no model was chosen
 UNNAMED = ("", "default/not-specified")
@@ -125,9 +126,9 @@ class Service:
         )
 
     def close(self) -> None:
-        """Finish what waits and stop the threads."""
+        """Finish what waits, unless it was given up, and stop the threads."""
         self.asgi.stopping = True
-        self.batcher.close()
+        self.batcher.close(wait=not self.asgi.given_up)
 
     # --- one request ----------------------------------------------------------------------------
 
@@ -161,7 +162,7 @@ class Service:
         document_tokens: int | None = None,
         max_length: int | None = None,
         passages: int | None = None,
-    ) -> tuple[list[list[float]], int, dict[str, int]]:
+    ) -> tuple[list[ScoredList], int, dict[str, int]]:
         """Score queries with their documents.
 
         Args:
@@ -175,7 +176,7 @@ class Service:
             passages: most passages of a document, where they are read.
 
         Returns:
-            The logits, the tokens that were read, and how much was cut.
+            The documents with their logits, the tokens that were read, and how much was cut.
 
         Raises:
             RefusedError: too much, or the model failed.
@@ -233,14 +234,14 @@ class Service:
         for what, number in cut.items():
             self.telemetry.truncated.labels(scorer.name, what).inc(number)
         try:
-            scores = await self.batcher.score(scorer, encoded)
+            scored = await self.batcher.score(scorer, encoded)
         except ScoringError as error:
             raise RefusedError(500, str(error), "model") from None
         except ClosedError:
             raise stopping() from None
         self.telemetry.pairs.labels(scorer.name).inc(count)
         self.telemetry.tokens.labels(scorer.name).inc(tokens)
-        return scores, tokens, cut
+        return scored, tokens, cut
 
     async def rerank(
         self, body: schemas.RerankBody, request: Request, version: str
@@ -248,7 +249,7 @@ class Service:
         """Answer a body with ``documents``."""
         scorer = self.scorer(body.model)
         _check_scale(scorer, bool(body.raw_scores), body.calibrated)
-        scores, tokens, cut = await self.score(
+        (scored,), tokens, cut = await self.score(
             scorer,
             [(body.query, body.texts)],
             field="documents",
@@ -258,10 +259,10 @@ class Service:
             max_length=body.truncate_prompt_tokens,
             passages=body.max_chunks_per_doc,
         )
-        values = _values(scorer, scores[0], bool(body.raw_scores), body.calibrated)
+        values = _values(scorer, scored.scores, bool(body.raw_scores), body.calibrated)
         results = []
-        for index in _order(scores[0])[: body.top_n or None]:
-            result: dict[str, Any] = {"index": index, "relevance_score": values[index]}
+        for index in scored.order[: body.top_n or None]:
+            result = {"index": index, "relevance_score": values[index], **_passage(scored, index)}
             if body.return_documents:
                 result["document"] = _given_back(body, index)
             results.append(result)
@@ -290,17 +291,17 @@ class Service:
         """Answer a body with ``texts``."""
         scorer = self.scorer(body.model)
         _check_scale(scorer, bool(body.raw_scores), body.calibrated)
-        scores, _, _ = await self.score(
+        (scored,), _, _ = await self.score(
             scorer,
             [(body.query, body.texts)],
             field="texts",
             instruction=body.task,
             whole=body.truncate is False,
         )
-        values = _values(scorer, scores[0], bool(body.raw_scores), body.calibrated)
+        values = _values(scorer, scored.scores, bool(body.raw_scores), body.calibrated)
         results = []
-        for index in _order(scores[0]):
-            result: dict[str, Any] = {"index": index, "score": values[index]}
+        for index in scored.order:
+            result = {"index": index, "score": values[index], **_passage(scored, index)}
             if body.return_text:
                 result["text"] = body.texts[index]
             results.append(result)
@@ -310,7 +311,7 @@ class Service:
         """Answer pairs."""
         scorer = self.scorer(body.model)
         _check_scale(scorer, body.logits, body.calibrated)
-        scores, tokens, _ = await self.score(
+        groups, tokens, _ = await self.score(
             scorer,
             body.groups,
             field="pairs" if body.pairs is not None else "text_2",
@@ -318,16 +319,17 @@ class Service:
             whole=body.truncation is False,
             max_length=body.truncate_prompt_tokens,
         )
-        logits = [logit for group in scores for logit in group]
+        logits = [logit for scored in groups for logit in scored.scores]
         values = _values(scorer, logits, body.logits, body.calibrated)
+        passages = [_passage(scored, i) for scored in groups for i in range(len(scored.scores))]
         return {
             "id": request.state.request_id,
             "object": "list",
             "created": int(time.time()),
             "model": scorer.name,
             "data": [
-                {"index": index, "object": "score", "score": value}
-                for index, value in enumerate(values)
+                {"index": index, "object": "score", "score": value, **passage}
+                for index, (value, passage) in enumerate(zip(values, passages, strict=True))
             ],
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
         }
@@ -474,7 +476,8 @@ class Service:
             if error.status_code == 400:
                 # what the parser gave up on, such as a hundred thousand brackets
                 return refused(request, RefusedError(422, "the body is not JSON", "body"))
-            message = f"{request.method} {request.url.path[:100]}: {error.detail}"
+            # quoted, since a path may hold any character
+            message = f"{request.method} {quote(request.scope['path'])[:100]}: {error.detail}"
             return refused(request, RefusedError(error.status_code, message, "path"))
 
         async def mistake(request: Request, _: Any) -> Response:
@@ -509,8 +512,10 @@ def _values(
     return list(logits) if raw else scorer.probabilities(logits, calibrated=bool(calibrated))
 
 
-def _order(scores: Sequence[float]) -> list[int]:
-    return sorted(range(len(scores)), key=lambda i: -scores[i])
+def _passage(scored: ScoredList, index: int) -> dict[str, Any]:
+    """Where a document's best passage stands; nothing where it was read as one."""
+    found = scored.passage(index)
+    return {} if found is None else {"passage": {"start": found[0], "end": found[1]}}
 
 
 def _count(cut: Mapping[str, int]) -> str:
@@ -525,17 +530,20 @@ def _given_back(body: schemas.RerankBody, index: int) -> dict[str, Any] | str:
         return body.texts[index]
     if isinstance(document, str):
         return {"text": document}
-    return {"text": body.text_of(document), **document.model_dump(exclude_unset=True)}
+    return {"text": body.text_of(document), **document.fields}
 
 
 def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     try:
         text = json.dumps(content, allow_nan=False)
-    except ValueError:
+    except (ValueError, RecursionError) as error:
         # a field of a document that is to be given back
-        raise RefusedError(
-            422, "documents hold a number that is not finite; JSON has none", "body", "documents"
-        ) from None
+        reason = (
+            "a number that is not finite; JSON has none"
+            if isinstance(error, ValueError)
+            else "fields that are nested too deep to be given back"
+        )
+        raise RefusedError(422, f"documents hold {reason}", "body", "documents") from None
     return Response(text, status, dict(headers or {}), media_type="application/json")
 
 

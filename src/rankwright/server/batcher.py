@@ -22,6 +22,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from rankwright.types import ScoredList
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -64,8 +66,8 @@ class Scorer(Protocol):
         """Score the chosen units of each encoded example; always called in the same thread."""
         ...
 
-    def pool(self, encoded: Any, scores: Sequence[float]) -> list[float]:
-        """One score for each document of an encoded example, from those of all its units."""
+    def pool(self, encoded: Any, scores: Sequence[float]) -> ScoredList:
+        """The documents of an encoded example with their scores, from those of all its units."""
         ...
 
 
@@ -91,7 +93,7 @@ class _Job:
     scorer: Scorer
     encoded: list[Encoded]
     loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[list[list[float]]]
+    future: asyncio.Future[None]
     arrived: float
     scores: list[list[float]] = field(init=False)
     # (tokens, example, unit), the next one last
@@ -184,7 +186,7 @@ class Batcher:
         self._thread = threading.Thread(target=self._run, name="rankwright-model", daemon=True)
         self._thread.start()
 
-    async def score(self, scorer: Scorer, encoded: Sequence[Encoded]) -> list[list[float]]:
+    async def score(self, scorer: Scorer, encoded: Sequence[Encoded]) -> list[ScoredList]:
         """Score encoded examples together with whatever else waits.
 
         A cancelled call gives up what was not started.
@@ -194,7 +196,7 @@ class Batcher:
             encoded: what its ``encode`` gave.
 
         Returns:
-            For each example one score for each document.
+            The examples with their documents' scores, in their order.
 
         Raises:
             ScoringError: the model failed, or gave a score that is not a finite number.
@@ -202,21 +204,25 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         job = _Job(scorer, list(encoded), loop, loop.create_future(), time.monotonic())
-        if not job.waiting:
-            return [list(scores) for scores in job.scores]
+        if job.waiting:
+            await self._done(job)
+        pairs = zip(job.encoded, job.scores, strict=True)
+        return [scorer.pool(part, scores) for part, scores in pairs]
+
+    async def _done(self, job: _Job) -> None:
+        """Let a job wait for its batches."""
         with self._changed:
             if self._closed:
                 raise ClosedError
             self._jobs.append(job)
             self._changed.notify_all()
         try:
-            scores = await job.future
+            await job.future
         finally:
             with self._changed:
                 job.over = True
                 if job in self._jobs:
                     self._jobs.remove(job)
-        return [scorer.pool(part, units) for part, units in zip(job.encoded, scores, strict=True)]
 
     async def encode(self, work: Callable[[], T]) -> T:
         """Do what encodes a request off the event loop; batches wait a moment for it."""
@@ -245,13 +251,18 @@ class Batcher:
         """Whether the model's thread runs."""
         return self._thread.is_alive()
 
-    def close(self) -> None:
-        """Finish what waits, take nothing more, and stop the threads."""
+    def close(self, *, wait: bool = True) -> None:
+        """Finish what waits, take nothing more, and stop the threads.
+
+        Args:
+            wait: for the threads to end.
+        """
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
-        self._encoders.shutdown(cancel_futures=True)
+        if wait:
+            self._thread.join()
+        self._encoders.shutdown(wait=wait, cancel_futures=True)
 
     @contextmanager
     def _coming(self) -> Iterator[None]:
@@ -350,7 +361,7 @@ class Batcher:
         if job.waiting or job.over:
             return
         if all(math.isfinite(score) for scores in job.scores for score in scores):
-            self._answer(job, lambda: job.future.set_result(job.scores))
+            self._answer(job, lambda: job.future.set_result(None))
         else:
             self._fail(
                 job,

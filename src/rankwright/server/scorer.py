@@ -10,14 +10,13 @@ import copy
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any
 
 import torch
 
-from rankwright.ranking import Reranker
+from rankwright.ranking import EncodedList, Reranker
 from rankwright.templates import PairEncoder
-from rankwright.types import Example, Group, PairTokens
+from rankwright.types import Example, Group, PairTokens, ScoredList
 
 
 @dataclass(frozen=True)
@@ -25,16 +24,12 @@ class EncodedExample:
     """One query and its documents in tokens; each document, or passage of one, is a unit.
 
     Attributes:
-        example: the texts.
-        tokens: the whole list's.
-        owners: for each unit the index of its document, in order.
+        whole: all of it.
         shared: see ``batcher.Encoded``.
         units: see ``batcher.Encoded``.
     """
 
-    example: Example
-    tokens: PairTokens
-    owners: tuple[int, ...]
+    whole: EncodedList
     shared: int
     units: tuple[int, ...]
 
@@ -47,8 +42,8 @@ class EncodedExample:
     def truncated(self) -> dict[str, int]:
         """How many documents and queries were cut."""
         return {
-            "documents": self.tokens.truncated_documents,
-            "queries": int(self.tokens.truncated_query),
+            "documents": self.whole.tokens.truncated_documents,
+            "queries": int(self.whole.tokens.truncated_query),
         }
 
 
@@ -144,20 +139,19 @@ class ModelScorer:
         how = self.reranker.passages
         if how is None:
             tokens = encoder.encode(example.query, documents, example.instruction)
-            owners = tuple(range(len(documents)))
+            count = len(documents)
+            whole = EncodedList(example, tokens, tuple(range(count)), (None,) * count)
         else:
             if passages is not None and (how.limit is None or passages < how.limit):
                 how = replace(how, limit=passages)
             found = encoder.encode_passages(example.query, documents, how, example.instruction)
-            tokens, owners = found.tokens, found.owners
+            whole = EncodedList(example, found.tokens, found.owners, found.spans)
         shares = self.reranker.collator.share_prefix
-        prefix = len(tokens.prefix)
+        prefix = len(whole.tokens.prefix)
         return EncodedExample(
-            example,
-            tokens,
-            owners,
+            whole,
             shared=prefix if shares else 0,
-            units=tuple(len(ids) + (0 if shares else prefix) for ids in tokens.documents),
+            units=tuple(len(ids) + (0 if shares else prefix) for ids in whole.tokens.documents),
         )
 
     @torch.inference_mode()
@@ -167,11 +161,11 @@ class ModelScorer:
         for batch in self._rows(parts):
             groups, tokens = [], []
             for part, places in batch:
-                encoded, chosen = parts[part]
-                ids = [encoded.tokens.documents[chosen[place]] for place in places]
-                owners = tuple(encoded.owners[chosen[place]] for place in places)
-                groups.append(Group(encoded.example, owners))
-                tokens.append(PairTokens(encoded.tokens.prefix, ids, 0, False))
+                whole, chosen = parts[part][0].whole, parts[part][1]
+                ids = [whole.tokens.documents[chosen[place]] for place in places]
+                owners = tuple(whole.owners[chosen[place]] for place in places)
+                groups.append(Group(whole.example, owners))
+                tokens.append(PairTokens(whole.tokens.prefix, ids, 0, False))
             packed = self.reranker.collator.pack(groups, tokens).to(self.reranker.device)
             found = iter(self._model(packed).float().cpu().tolist())
             for part, places in batch:
@@ -199,10 +193,6 @@ class ModelScorer:
             rows[-1].append((part, [place]))
         return rows
 
-    def pool(self, encoded: EncodedExample, scores: Sequence[float]) -> list[float]:
+    def pool(self, encoded: EncodedExample, scores: Sequence[float]) -> ScoredList:
         """One score for each document, from those of its passages."""
-        how = self.reranker.passages
-        if how is None:
-            return list(scores)
-        owned = groupby(zip(encoded.owners, scores, strict=True), key=lambda unit: unit[0])
-        return [how.pool([score for _, score in units]) for _, units in owned]
+        return encoded.whole.pooled(scores, self.reranker.passages)

@@ -1,0 +1,202 @@
+"""Sockets, signals and settings."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from rankwright import cli
+from rankwright.errors import ConfigError
+from rankwright.server import runner
+from rankwright.server.runner import is_loopback, listen
+from tests import tiny
+from tests.processes import ServerProcess, start
+from tests.server.fakes import until
+
+# a server whose model waits until a line comes
+HELD = """
+import os, sys, threading
+from rankwright.server import runner
+from rankwright.server.app import Service
+from tests.server.fakes import WordScorer
+
+scorer = WordScorer()
+scorer.hold.clear()
+# not through sys.stdin, whose lock a thread must not hold when the process ends
+threading.Thread(target=lambda: (os.read(0, 1), scorer.hold.set()), daemon=True).start()
+with runner.listen("127.0.0.1", 0) as listener:
+    print(f"http://127.0.0.1:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
+    runner.run(Service([scorer]), listener)
+"""
+
+
+@contextmanager
+def held(pool: ThreadPoolExecutor, count: int) -> Iterator[tuple[ServerProcess, list[Any]]]:
+    """A server with so many requests in flight, none of which ends by itself."""
+    with start([sys.executable, "-c", HELD], PYTHONPATH=os.pathsep.join(sys.path)) as server:
+        asked = [pool.submit(ask, server, f"{i} a") for i in range(count)]
+        figure = f"rankwright_in_flight {count}.0"
+        until(lambda: figure in httpx.get(f"{server.url}/metrics").text)
+        yield server, asked
+
+
+def ask(server: ServerProcess, text: str) -> httpx.Response:
+    body = {"query": "q", "documents": [text], "raw_scores": True}
+    return httpx.post(f"{server.url}/v1/rerank", json=body, timeout=60)
+
+
+def test_sigterm_finishes_what_is_in_flight() -> None:
+    """One request in the model's hands and two that wait: new ones are refused, these answered."""
+    with ThreadPoolExecutor(3) as pool, held(pool, 3) as (server, asked):
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{server.url}/health").status_code == 503)
+        refused = ask(server, "9")
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "5"
+        assert not any(one.done() for one in asked)
+        assert server.process.poll() is None
+        assert server.process.stdin is not None
+        server.process.stdin.write(b"\n")
+        server.process.stdin.flush()
+        answers = [one.result() for one in asked]
+        assert [a.json()["results"] for a in answers] == [
+            [{"index": 0, "relevance_score": float(i)}] for i in range(3)
+        ]
+        assert server.process.wait(30) == 0
+        with pytest.raises(httpx.ConnectError):
+            ask(server, "9")
+
+
+def test_a_second_ctrl_c_waits_for_nothing() -> None:
+    """The first one waits for what is in flight, here for ever; the second one answers it."""
+    with ThreadPoolExecutor(1) as pool, held(pool, 1) as (server, asked):
+        server.process.send_signal(signal.SIGINT)
+        until(lambda: httpx.get(f"{server.url}/health").status_code == 503)
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGINT)
+        assert asked[0].result().status_code == 503
+        assert asked[0].result().json()["message"] == "the server is stopping; try another"
+        assert server.process.wait(30) == 0
+
+
+def test_a_port_in_use_is_said_before_a_model_is_loaded(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--port {port} cannot be listened on: .*in use"):
+            listen("127.0.0.1", port)
+        assert cli.main(["serve", "--model", "no-such-model", "--port", str(port)]) == 2
+    assert capsys.readouterr().err == (
+        f"rankwright: --host 127.0.0.1 --port {port} cannot be listened on: Address already in "
+        "use; name another\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "--model is missing; give a folder or an id, or several"),
+        ("--model m --host 0.0.0.0", "--host 0.0.0.0 is reached from other machines; give --api_"),
+        ("--model m --host ::", "--host :: is reached from other machines; give --api_key, or --"),
+        ("--model m --host example.org", "--host example.org is reached from other machines"),
+        ("--model m --host 0.0.0.0 --api_key=", "--api_key is blank; give a key, or leave it out"),
+        ("--model m --api_key=", "--api_key is blank; give a key, or leave it out"),
+        ("--model m --host 192.0.2.1 --api_key k", "--host 192.0.2.1 --port 8000 cannot be listen"),
+        ("--model m --port 65536", "--port 65536 is no port; give 0 to 65535"),
+        ("--model m --port -1", "--port -1 is no port; give 0 to 65535"),
+        ("--model m --max_queue 0", "--max_queue 0 is less than 1"),
+        ("--model m --max_documents 0", "--max_documents 0 is less than 1"),
+        ("--model m --max_bytes 0", "--max_bytes 0 is less than 1"),
+        ("--model m --max_tokens -5", "--max_tokens -5 is less than 1"),
+        ("--model m --timeout 0", "--timeout 0 is not within a day; give seconds"),
+        ("--model m --timeout nan", "--timeout nan is not within a day; give seconds"),
+        ("--model m --timeout inf", "--timeout inf is not within a day; give seconds"),
+        ("--model m --max_wait_ms -1", "--max_wait_ms -1 is not between 0 and the --timeout of 60"),
+        ("--model m --max_wait_ms inf", "--max_wait_ms inf is not between 0 and the --timeout of"),
+        ("--model m --max_wait_ms nan", "--max_wait_ms nan is not between 0 and the --timeout of"),
+        ("--model a b --served_model_name c", "--served_model_name names 1 and --model 2; give as"),
+        ("--model a b --served_model_name c c", "two models are called the same (c, c); tell them"),
+        ("--model m --prot 1", "--prot is not an argument; did you mean --port?"),
+    ],
+)
+def test_settings_that_are_refused(
+    words: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, and no key in it."""
+    monkeypatch.delenv("RANKWRIGHT_API_KEY", raising=False)
+    assert cli.main(["serve", *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"rankwright: {message}")
+    assert error.count("\n") == 1
+
+
+def test_a_blank_key_of_the_environment_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANKWRIGHT_API_KEY", " ")
+    assert cli.main(["serve", "--model", "m"]) == 2
+    assert capsys.readouterr().err == (
+        "rankwright: --api_key is blank; give a key, or leave it out\n"
+    )
+
+
+def test_a_name_is_printed_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Brackets are no markup, neither a model's nor those of an address."""
+    monkeypatch.setattr(runner, "run", lambda service, _: service.close())
+    folder = str(tiny.save_base(tmp_path, "bert"))
+    name = "[/x] [bold]<b>" + "y" * 80
+    assert cli.main(["serve", "--model", folder, "--served_model_name", name, "--port", "0"]) == 0
+    assert f"serving {name} at http://127.0.0.1:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("", False),
+        ("192.168.1.2", False),
+        ("localhost.example.org", False),
+        ("127.0.0.1.example.org", False),
+        ("2130706433", False),
+    ],
+)
+def test_loopback_is_told_apart(host: str, local: bool) -> None:
+    """What is not plainly this machine needs a key, whatever a name server makes of it."""
+    assert is_loopback(host) is local
+
+
+def test_answers_are_not_held_back() -> None:
+    """Small packets go out at once on what is accepted, which is where answers are written."""
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_the_listener_is_where_it_was_asked_for() -> None:
+    """On loopback alone: another address of this machine finds nothing there."""
+    with listen("127.0.0.1", 0) as listener:
+        host, port = listener.getsockname()
+        assert host == "127.0.0.1"
+        with socket.create_connection((host, port), timeout=5):
+            pass
+        with pytest.raises(OSError), socket.create_connection(("127.0.0.2", port), timeout=5):
+            pass

@@ -127,7 +127,8 @@ class ModelArguments:
     dropout: float | None = _option(None, "dropout of every layer; default: the model's own")
     packed: bool = _option(True, "false: padded rows, through the model's own attention")
     attn_impl: str = _option(
-        "auto", "attention back end: auto, varlen, flash_attention_2, flash_attention_3, sdpa, flex"
+        "auto",
+        "attention back end: auto, varlen, flash_attention_2, flash_attention_3, cpu, sdpa, flex",
     )
 
 

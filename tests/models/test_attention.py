@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from rankwright.errors import ConfigError
-from rankwright.models import attention
+from rankwright.models import attention, attention_cpu
 from rankwright.models.attention import BACKENDS, Call, Packing, choose, find_backend
 from tests.models.test_parity import groups, reranker, run
 
@@ -141,6 +141,74 @@ def test_equals_the_definition(
         assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(("causal", "window", "parents"), CASES)
+def test_blocks_of_long_segments_on_the_cpu(
+    causal: bool,
+    window: int | None,
+    parents: tuple[int, ...],
+    grouped: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Blocks of two queries, so that every segment of three tokens or more has several."""
+    monkeypatch.setattr(attention_cpu, "WINDOW_BLOCK", 2)
+    monkeypatch.setattr(attention_cpu, "CAUSAL_BLOCK", 2)
+    monkeypatch.setattr(attention_cpu, "MASK_STEP", 4)
+    attention_cpu._band.cache_clear()
+    packing = Packing(LENGTHS, parents)
+    inputs = tensors()
+    if not grouped:
+        inputs = (inputs[0], *(t.detach().repeat(1, 2, 1, 1).requires_grad_() for t in inputs[1:]))
+    call = Call(packing, causal, window, None, 0.0)
+    found = outcome(lambda q, k, v: attention_cpu.attend(q, k, v, call), inputs)
+    attention_cpu._band.cache_clear()
+    allowed = may_see(parents, causal, window)
+    expected = outcome(lambda q, k, v: reference(q, k, v, allowed, 8**-0.5), inputs)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, rtol=1e-12, atol=1e-12)
+    blocked = len(packing.parts(causal, window)) > len(LENGTHS)
+    assert blocked == (window is not None or parents is SHARED)
+
+
+def test_parts_of_a_window_on_the_cpu() -> None:
+    """300 tokens, each sees 64 to either side: three blocks of 100.
+
+    Their keys begin 64 before the first query and end 64 behind the last one: 0 to 164, 36 to 264,
+    136 to 300, so 556 of 900 products a token and 100.
+    """
+    parts = Packing((300,), (-1,)).parts(False, 65)
+    assert [p.queries for p in parts] == [slice(0, 100), slice(100, 200), slice(200, 300)]
+    assert [p.keys for p in parts] == [(slice(0, 164),), (slice(36, 264),), (slice(136, 300),)]
+    assert [p.ahead for p in parts] == [0, 64, 64]
+
+
+def test_parts_behind_a_prefix_on_the_cpu() -> None:
+    """A document of 1000 tokens behind a prompt of 10: two blocks, the first sees half of it.
+
+    A row's first segment, the prompt, has no keys in front of its own.
+    """
+    parts = Packing((10, 1000), (-1, 0)).parts(True, None)
+    assert parts[0] == attention_cpu.Part(slice(0, 10), (slice(0, 10),), None, True)
+    assert parts[1].keys == (slice(0, 10), slice(10, 510))
+    assert parts[2].keys == (slice(0, 10), slice(10, 1010))
+    assert [p.ahead for p in parts[1:]] == [10, 510]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_half_precision_on_the_cpu(dtype: torch.dtype) -> None:
+    """Within the type's rounding of float64, gradients of a shared prefix included."""
+    call = Call(Packing(LENGTHS, SHARED), True, None, 0.37, 0.0)
+    inputs = tensors(dtype)
+    found = outcome(lambda q, k, v: attention_cpu.attend(q, k, v, call), inputs)
+    exact = tuple(t.detach().double().requires_grad_() for t in inputs)
+    allowed = may_see(SHARED, True, None)
+    expected = outcome(lambda q, k, v: reference(q, k, v, allowed, 0.37), exact)
+    bound = 1e-5 if dtype == torch.float32 else 0.03
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        assert_close(one.double(), other, rtol=bound, atol=bound)
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize(("causal", "window", "parents"), CASES)
 def test_flex_itself(causal: bool, window: int | None, parents: tuple[int, ...]) -> None:
@@ -222,8 +290,11 @@ def test_layout_is_made_once() -> None:
     assert Packing(LENGTHS, ALONE).layout(torch.device("cpu")).keys is None
 
 
-def test_auto_on_the_cpu_is_sdpa() -> None:
-    assert choose("auto", tensors()[0], 0.0) is BACKENDS["sdpa"]
+def test_auto_on_the_cpu() -> None:
+    """The CPU's own; sdpa where weights are dropped, or where it cannot run."""
+    assert choose("auto", tensors()[0], 0.0) is BACKENDS["cpu"]
+    assert choose("auto", tensors()[0], 0.1) is BACKENDS["sdpa"]
+    assert choose("auto", tensors()[0].to("meta"), 0.0) is BACKENDS["sdpa"]
 
 
 @pytest.mark.parametrize(
@@ -270,7 +341,7 @@ def test_under_autocast_the_back_end_sees_half_precision(
 
 
 def test_dropout_on_weights_is_refused_where_a_kernel_has_none() -> None:
-    for name in ("varlen", "flex"):
+    for name in ("varlen", "flex", "cpu"):
         assert "--dropout 0" in str(BACKENDS[name].refusal(tensors()[0], 0.1))
 
 

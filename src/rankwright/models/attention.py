@@ -27,6 +27,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from rankwright.errors import ConfigError
+from rankwright.models import attention_cpu
 
 NAME = "rankwright"
 AUTO = "auto"
@@ -98,6 +99,14 @@ class Packing:
             max_k=int((lengths + above).max()),
             keys=keys,
         )
+
+    def parts(self, causal: bool, window: int | None) -> list[attention_cpu.Part]:
+        """What the CPU's back end computes at a time; made once for all layers of a kind."""
+        made = ("parts", causal, window)
+        if made not in self._made:
+            self._made[made] = attention_cpu.make_parts(self, causal, window)
+        found: list[attention_cpu.Part] = self._made[made]
+        return found
 
     def block_mask(self, causal: bool, window: int | None, device: torch.device) -> Any:
         """FlexAttention's mask of the row; made once for all layers of a kind."""
@@ -351,6 +360,16 @@ def _needs_half_on_cuda(query: Tensor) -> str | None:
     return None
 
 
+def _no_cpu(query: Tensor, dropout: float) -> str | None:
+    if query.device.type != "cpu":
+        return f"the model is on {query.device.type}"
+    if dropout:
+        return "it has no dropout on attention weights (give --dropout 0)"
+    if attention_cpu.missing():
+        return f"torch {torch.__version__} lacks its kernel"
+    return None
+
+
 def _no_sdpa(query: Tensor, dropout: float) -> str | None:
     return None
 
@@ -407,6 +426,7 @@ BACKENDS: dict[str, Backend] = {
     "flash_attention_2": Backend(
         flash_attention_2, _no_flash_2, True, "CUDA, half precision, flash-attn installed"
     ),
+    "cpu": Backend(attention_cpu.attend, _no_cpu, True, "a CPU, any precision"),
     "sdpa": Backend(sdpa, _no_sdpa, True, "anywhere, once for each document"),
     "flex": Backend(flex, _no_flex, False, "CUDA, any precision, compiled"),
 }

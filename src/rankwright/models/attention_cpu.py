@@ -27,8 +27,10 @@ CAUSAL_BLOCK = 512
 # what a mask's width is rounded up to, so that few widths are made
 MASK_STEP = 1024
 
-_forward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-_backward = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", None)
+# None in a PyTorch without them
+_kernel = "_scaled_dot_product_flash_attention_for_cpu"
+_forward: Any = getattr(torch.ops.aten, _kernel, None)
+_backward: Any = getattr(torch.ops.aten, f"{_kernel}_backward", None)
 
 
 def missing() -> bool:
@@ -148,7 +150,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         query, key, value, out, normaliser = ctx.saved_tensors
         call, grad, heads = ctx.call, grads[0], query.shape[1]

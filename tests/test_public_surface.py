@@ -40,7 +40,8 @@ FLAGS = {
         "tuner_type", "lora_rank", "lora_alpha", "lora_dropout", "target_modules", "use_dora",
         "quant_bits", "merge_lora",
         # run
-        "metrics", "early_stopping_patience", "calibrate", "resume", "overwrite",
+        "metrics", "early_stopping_patience", "calibrate", "on_nan", "max_nan_steps", "resume",
+        "overwrite",
     },
     "evaluate": MODEL_FLAGS | PASSAGE_FLAGS | {
         "dataset", "instructions", "data_format", "split", "metrics", "batch_tokens", "output",

@@ -269,6 +269,12 @@ class RunArguments:
         "platt or temperature: fit probabilities to the validation rows at the end, and save them "
         "with the model; rankwright calibrate does it later, with thresholds",
     )
+    on_nan: str = _option(
+        "stop",
+        "a step whose scores, loss or gradients are NaN or infinite: stop ends the run, skip "
+        "leaves the step out and goes on; either way its queries are named",
+    )
+    max_nan_steps: int = _option(10, "steps that --on_nan skip leaves out at most")
     resume: bool = _option(False, "go on from the last checkpoint in --output_dir")
     overwrite: bool = _option(False, "replace the run that --output_dir holds")
 
@@ -894,6 +900,9 @@ def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
         raise ConfigError(
             "--calibrate needs validation rows; give --val_dataset or --split_dataset_ratio"
         )
+    _choice("on_nan", arguments.run.on_nan, ["stop", "skip"])
+    if "max_nan_steps" in given and arguments.run.on_nan == "stop":
+        raise ConfigError("--max_nan_steps needs --on_nan skip; add it, or leave this out")
     _check_loss(arguments)
     for name, value, least in (
         ("max_positive_samples", data.max_positive_samples, 1),
@@ -905,6 +914,7 @@ def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
         ("eval_batch_tokens", data.eval_batch_tokens, 1),
         ("dataset_num_proc", data.dataset_num_proc, 1),
         ("lora_rank", arguments.tuner.lora_rank, 1),
+        ("max_nan_steps", arguments.run.max_nan_steps, 1),
         ("per_device_train_batch_size", arguments.training.get("per_device_train_batch_size"), 1),
         ("gradient_accumulation_steps", arguments.training.get("gradient_accumulation_steps"), 1),
     ):

@@ -10,12 +10,14 @@ import logging
 import os
 import re
 import shutil
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from rankwright.arguments import TrainArguments
 from rankwright.errors import CheckpointError, ConfigError
 from rankwright.files import DamagedError, publish, read_marker, sync, sync_names, write_marker
 from rankwright.models import checkpoint
+from rankwright.progress import console
 from rankwright.records import FOLDER, NAMES
 
 logger = logging.getLogger(__name__)
@@ -40,14 +42,127 @@ def staging(output: Path) -> Path:
     return output / SAVING
 
 
-def finish_checkpoint(output: Path, name: str) -> Path:
+@dataclass
+class Progress:
+    """What a checkpoint knows beside the Trainer's own state; its marker holds it.
+
+    Attributes:
+        processes: how many take part; 0 where a checkpoint does not say.
+        batch: queries of a process's batch; 1 where a budget of tokens fills it.
+        batch_tokens: that budget.
+        accumulation: batches of each process in a step.
+        asked: what the arguments said of ``batch`` and ``accumulation``, which may be meant for
+            another number of processes.
+        skipped: steps left out because their numbers were not finite.
+        overflows: steps that a loss scaler left out.
+        loss: sum of the loss over the steps before the last log.
+        loss_since: the same since then.
+        parts_since: the same of each part of the loss.
+        logged: the step of the last log; None where a checkpoint does not say.
+        left_out_before: how many steps had been left out by then.
+        truncated: documents and queries that were cut.
+        lengths: how many pairs had each length, from 0.
+        seconds: time spent in training.
+        owes_evaluation: whether a signal came before the evaluation of this step was done.
+        intervals: of the metrics before the first step.
+    """
+
+    processes: int = 0
+    batch: int = 0
+    batch_tokens: int | None = None
+    accumulation: int = 0
+    asked: list[int] = field(default_factory=list)
+    skipped: int = 0
+    overflows: int = 0
+    loss: float = 0.0
+    loss_since: float = 0.0
+    parts_since: list[float] = field(default_factory=list)
+    logged: int | None = None
+    left_out_before: int = 0
+    truncated: dict[str, int] = field(default_factory=dict)
+    lengths: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    owes_evaluation: bool = False
+    intervals: dict[str, list[float]] = field(default_factory=dict)
+
+
+def keep_steps(
+    before: Progress, now: Progress, *, drop_last: bool, borrows: bool
+) -> dict[str, int]:
+    """What to change so that each step of a run that is resumed takes the groups it would have.
+
+    Args:
+        before: of the checkpoint.
+        now: what this command says.
+        drop_last: whether batches that are not full are left out.
+        borrows: whether groups borrow documents of their batch.
+
+    Returns:
+        Training arguments to replace: none, unless the number of processes is another one.
+
+    Raises:
+        ConfigError: the steps would hold other groups.
+    """
+    if not before.processes:
+        return {}
+
+    def size(of: Progress) -> int:
+        return of.processes * of.batch * of.accumulation
+
+    if before.batch_tokens == now.batch_tokens:
+        if size(before) == size(now) and (not borrows or before.batch == now.batch):
+            return {}
+        each, rest = divmod(size(before), now.processes)
+        # no batch larger than it was, which the memory may not hold
+        fitting = [
+            batch
+            for batch in range(before.batch, 0, -1)
+            if not rest
+            and each % batch == 0
+            and (not borrows or batch == before.batch)
+            and (not drop_last or each // batch == before.accumulation)
+        ]
+        if fitting and before.asked == now.asked and before.processes != now.processes:
+            found = {"gradient_accumulation_steps": each // fitting[0]}
+            if now.batch_tokens is None:
+                found["per_device_train_batch_size"] = fitting[0]
+            console.print(
+                f"resumed on {now.processes} processes in place of {before.processes}: "
+                + " ".join(f"--{name} {value}" for name, value in found.items())
+                + " keeps the steps as they were"
+            )
+            return found
+    raise ConfigError(
+        f"--resume: the run's steps are of {_describe(before)}, here they would be of "
+        f"{_describe(now)}: other rows would be seen; give what makes them equal, or begin a new "
+        "run from the checkpoint with --model"
+    )
+
+
+def _describe(of: Progress) -> str:
+    name = f"--per_device_train_batch_size {of.batch}"
+    if of.batch_tokens is not None:
+        name = f"--batch_tokens {of.batch_tokens}"
+    return (
+        f"{of.processes} {'process' if of.processes == 1 else 'processes'} with {name} "
+        f"--gradient_accumulation_steps {of.accumulation}"
+    )
+
+
+def read_progress(folder: Path) -> Progress:
+    """What a checkpoint's marker says; a checkpoint of before it said anything is silent."""
+    values = read_marker(folder, MARKER).get("progress", {})
+    return Progress(**{f.name: values[f.name] for f in fields(Progress) if f.name in values})
+
+
+def finish_checkpoint(output: Path, name: str, progress: Progress) -> Path:
     """Make a checkpoint out of what stands in ``staging``: synced, its marker last, then renamed.
 
     Raises:
         OSError: the disk is full or cannot be written.
     """
     work = staging(output) / name
-    write_marker(work, MARKER, {})
+    write_marker(work, MARKER, {"progress": asdict(progress)})
     # the name comes after all of it is on the disk, so one sync does
     sync(work)
     publish(work, output / name)

@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -50,6 +51,7 @@ from rankwright.evaluation import (
     calibrate_lists,
     evaluate_scores,
 )
+from rankwright.guards import Guard, collapse
 from rankwright.metrics import parse_metric, parse_metrics
 from rankwright.models import checkpoint
 from rankwright.models.card import base_name, hub_id, write_card
@@ -59,12 +61,14 @@ from rankwright.objective import Objective, Sums, parse_objective
 from rankwright.progress import bar, console, tracked
 from rankwright.ranking import Reranker, collator
 from rankwright.records import Lengths, length_summary, write_records
+from rankwright.run_folder import Progress
 from rankwright.templates import PairEncoder, template_warnings
 from rankwright.types import Example, Group, PackedBatch, ScoredList
 
 logger = logging.getLogger(__name__)
 
 FloatArray32 = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 # a CPU computes rows of this length as fast as longer ones, in less memory
 CPU_SLICE_TOKENS = 4096
 # validation lists whose loss is computed at a time; losses compare the documents of a list in pairs
@@ -169,6 +173,8 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         val_examples: Sequence[Example],
         metrics: list[str],
         callbacks: list[TrainerCallback],
+        guard: Guard,
+        before: Progress,
     ) -> None:
         self.loaded = loaded
         self.plan = plan
@@ -188,7 +194,15 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         # the parts' values since the last log, and the step of that
         self.parts_N = torch.zeros(len(objective.parts), device=args.device)
         self.parts_since = 0
-        self._unchecked: tuple[Tensor, tuple[str, ...], int] | None = None
+        self.guard = guard
+        self.before = before
+        self.started = time.perf_counter()
+        # whether a signal came before this step was evaluated
+        self.owes_evaluation = before.owes_evaluation
+        # the sums above as they were before the step that is under way
+        self._kept: tuple[Tensor, Tensor] | None = None
+        self.left_out_before = 0
+        self.collapsed = False
         super().__init__(
             model=loaded.model,
             args=args,
@@ -222,11 +236,17 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         )
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # the base class would do one step more from a checkpoint that is at the end already
-        if self.state.global_step >= self.state.max_steps:
+        # the base class would do one step more from a checkpoint that is at the end already, or
+        # where the evaluation before the first step ends the run
+        if self.state.global_step >= self.state.max_steps or self.control.should_training_stop:
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # the base class adds up its own process's
+        self._tr_loss.fill_(self._everywhere(self._tr_loss).mean())
+        return super()._finalize_training(*args, **kwargs)
 
     def get_total_train_batch_size(self, args: TrainingArguments) -> int:
         queries = self.plan.queries or max(1, len(self.plan.dataset) // max(1, len(self.plan)))
@@ -247,19 +267,73 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         self.truncated["queries"] += inputs.truncated_queries
         self.lengths.add(inputs)
 
+    def _everywhere(self, value: Tensor) -> Tensor:
+        """A value of each process, stacked."""
+        if self.args.world_size == 1:
+            return value[None]
+        found: Tensor = self.accelerator.gather(value[None])
+        return found
+
+    def any_process(self, flag: bool) -> bool:
+        """Whether it is so on any process."""
+        return bool(self._everywhere(torch.tensor(flag, device=self.args.device).int()).any())
+
     def truncated_everywhere(self) -> dict[str, int]:
         """How many documents and queries were cut in training, over all processes."""
-        counts = torch.tensor([list(self.truncated.values())], device=self.args.device)
-        if self.args.world_size > 1:
-            counts = self.accelerator.gather(counts)
-        return dict(zip(self.truncated, counts.sum(0).tolist(), strict=True))
+        counts = torch.tensor(list(self.truncated.values()), device=self.args.device)
+        return dict(zip(self.truncated, self._everywhere(counts).sum(0).tolist(), strict=True))
 
-    def lengths_everywhere(self) -> dict[str, Any] | None:
-        """The lengths of the pairs of training, over all processes."""
-        counts = torch.tensor(self.lengths.counts[None], device=self.args.device)
-        if self.args.world_size > 1:
-            counts = self.accelerator.gather(counts)
-        return length_summary(counts.sum(0).cpu().numpy())
+    def lengths_everywhere(self) -> IntArray:
+        """How many pairs of training had each length, over all processes."""
+        counts = torch.tensor(self.lengths.counts, device=self.args.device)
+        return self._everywhere(counts).sum(0).cpu().numpy()
+
+    # progress
+
+    def take_up(self) -> None:
+        """Go on counting where the checkpoint stopped."""
+        before, self.work = self.before, _Work()  # the clock starts now
+        self.started = time.perf_counter()
+        if before.logged is not None:
+            self._globalstep_last_logged = before.logged
+        self.parts_since = self._globalstep_last_logged
+        self.guard.skipped, self.guard.overflows = before.skipped, before.overflows
+        self._tr_loss.fill_(before.loss_since)
+        if before.parts_since:
+            self.parts_N.copy_(torch.tensor(before.parts_since))
+        self.left_out_before = before.left_out_before
+        if self.is_world_process_zero():
+            self.truncated |= before.truncated
+            self.lengths.counts[: len(before.lengths)] += np.array(before.lengths, np.int64)
+
+    def progress(self) -> Progress:
+        """What a checkpoint is to know beside the base class's state; on every process."""
+        lengths = np.trim_zeros(self.lengths_everywhere(), "b").tolist()
+        return dataclasses.replace(
+            self.before,
+            skipped=self.guard.skipped,
+            overflows=self.guard.overflows,
+            loss=self.before.loss + self._total_loss_scalar,
+            loss_since=float(self._everywhere(self._tr_loss).mean()),
+            parts_since=self._everywhere(self.parts_N).mean(0).tolist(),
+            logged=self.parts_since,
+            left_out_before=self.left_out_before,
+            truncated=self.truncated_everywhere(),
+            lengths=lengths,
+            seconds=self.seconds,
+            owes_evaluation=self.owes_evaluation,
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the training, with that before the checkpoint."""
+        return self.before.seconds + time.perf_counter() - self.started
+
+    @property
+    def train_loss(self) -> float:
+        """Mean over the steps that counted."""
+        counted = int(self.state.global_step) - self.guard.left_out
+        return (self.before.loss + float(self._total_loss_scalar)) / max(1, counted)
 
     # loss
 
@@ -268,10 +342,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
     ) -> Tensor:
         """Forward and backward, slice by slice: a loss sums over groups, so gradients add up."""
         inputs = self._prepare_inputs(inputs)
-        # DeepSpeed counts backward passes itself; some optimisers step within them
-        optimizer = str(self.args.optim).lower()
-        once = self.is_deepspeed_enabled or "layerwise" in optimizer or "lomo" in optimizer
-        *slices, last = [inputs] if once else inputs.slices()
+        *slices, last = [inputs] if _steps_inside(self.args) else inputs.slices()
         step: Callable[..., Tensor] = super().training_step
         total: Tensor | None = None
         for part in slices:
@@ -285,6 +356,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         self, batch_samples: list[PackedBatch], device: torch.device
     ) -> Tensor | None:
         """Terms of each part in the whole optimiser step, over all processes."""
+        self._kept = (self._tr_loss.clone(), self.parts_N.clone())
         counts = [self._sums(b.labels_P.new_zeros(b.num_pairs), b).counts_N for b in batch_samples]
         if not counts:
             return None
@@ -325,47 +397,87 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         # gradients are averaged over processes, so each counts its share once more
         means_N = self.objective.means(totals_N * self.args.world_size, num_items_in_batch)
         self.parts_N += means_N.detach()
-        loss = self.objective.weighted(means_N)
-        self._check_finite(loss.detach(), inputs.query_ids)
-        return loss
+        return self.guard.watch(self.objective.weighted(means_N), scores_P, inputs)
 
-    def _check_finite(self, loss: Tensor, query_ids: tuple[str, ...]) -> None:
-        """Stop on a loss that is not finite; an accelerator is not waited for, but read late."""
-        self.check_pending()
-        self._unchecked = (loss, query_ids, self.state.global_step + 1)
-        if loss.device.type == "cpu":
-            self.check_pending()
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        # the last thing the base class asks for before the optimiser's step
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._judge(norm)
+        return norm
 
-    def check_pending(self) -> None:
-        """Check the loss that was left unread.
+    def _judge(self, norm: Tensor | float | None) -> None:
+        """Leave a step out whose numbers are not finite; an accelerator is not waited for.
+
+        A fused optimiser (the default) leaves it out on the device. Its verdict is read one step
+        later, when it has long been there. Other optimisers have to be told here, so
+        ``--on_nan skip`` waits for the device with them; with ``stop`` nothing is to be saved.
+        """
+        whole = getattr(norm, "full_tensor", None)
+        bad = self.guard.close(whole() if whole else norm, self.state.global_step + 1)
+        assert self._kept is not None
+        for total, before in zip((self._tr_loss, self.parts_N), self._kept, strict=True):
+            total.copy_(torch.where(bad, before, total))
+        inner: Any = getattr(self.optimizer, "optimizer", self.optimizer)
+        fused = bool(getattr(inner, "_step_supports_amp_scaling", False))
+        if fused and not self.guard.scaled:
+            inner.found_inf = bad.float()
+        late = _is_late(bad.device) and (fused or self.guard.scaled or not self.guard.skip)
+        self.settle(keep=int(late))
+
+    def settle(self, keep: int = 0) -> None:
+        """Judge the steps that were left unread, but for the last ``keep``.
 
         Raises:
-            DataError: it is not finite; the message names its step and queries.
+            DataError: the loss, its scores or its gradients are not finite, and the run is to end;
+                the message names the step and its queries.
         """
-        pending, self._unchecked = self._unchecked, None
-        if pending is not None and not torch.isfinite(pending[0]):
-            loss, query_ids, step = pending
-            shown = ", ".join(query_ids[:8]) + (", …" if len(query_ids) > 8 else "")
-            raise DataError(
-                f"the loss became {loss.item()} at step {step} on the queries {shown}; lower "
-                "--learning_rate, check their labels, or use --torch_dtype float32"
-            )
+        while (step := self.guard.due(keep)) is not None:
+            fault = step.fault()
+            faults: list[Any] | None = None if fault is None else [fault]
+            if fault is not None and self.args.world_size > 1 and not self.is_deepspeed_enabled:
+                # the norm is that of all processes, so all of them are here
+                faults = [None] * self.args.world_size
+                torch.distributed.all_gather_object(faults, fault)
+            told = self.guard.judge(step, faults)
+            if told is not None and self.is_world_process_zero():
+                logger.warning("%s", told)
+            if fault is not None and not keep:
+                # an optimiser passes over parameters without gradients, whatever it is
+                self.model.zero_grad(set_to_none=True)
 
     # evaluation
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Rank the full candidate lists of the validation rows."""
-        started = time.perf_counter()
+    def _evaluate(self, trial: Any, ignore_keys: Any, skip_scheduler: bool = False) -> Any:
+        owed, step = self.owes_evaluation, self.state.global_step
         try:
-            result, losses = self._evaluate_lists()
+            metrics = super()._evaluate(trial, ignore_keys, skip_scheduler and not owed)
         except _StopEvaluationError:
+            self.owes_evaluation = True
             self.control.should_save = self.control.should_training_stop = True
             return {}
+        self.owes_evaluation = False
+        if owed and self._determine_best_metric(metrics, trial):
+            # the checkpoint was written before it was known to be the best
+            self.state.best_model_checkpoint = str(self._checkpoint_folder(step))
+        return metrics
+
+    def _checkpoint_folder(self, step: int) -> Path:
+        name = f"{transformers.trainer_utils.PREFIX_CHECKPOINT_DIR}-{step}"
+        return Path(self.args.output_dir) / name
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Rank the full candidate lists of the validation rows."""
+        self.settle()
+        started = time.perf_counter()
+        result, losses = self._evaluate_lists()
         metrics = {f"eval_{name}": value for name, value in result.metrics.items()}
         metrics["eval_tie_rate"] = result.tie_rate
         metrics |= losses
         metrics["eval_runtime"] = round(time.perf_counter() - started, 2)
         self.results[self.state.global_step] = result
+        if self.state.global_step == 0:
+            values = {name: result.values(name) for name in result.metrics}
+            self.before = dataclasses.replace(self.before, intervals=_bootstrap(values))
         if self.state.global_step == 0 and self.args.should_save:
             # written at once: a run that is resumed never sees it again
             write_records(Path(self.args.output_dir), "before", self.val_examples, self.scores[0])
@@ -382,24 +494,49 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
 
         def advance(steps: int) -> None:
             show(steps)
-            if self.stop_requested.is_set() and world == 1:
+            if self.stop_requested.is_set():
                 raise _StopEvaluationError
 
         mine = self.val_examples[rank::world]
+        found: list[ScoredList] | Exception
         with tracked("evaluating", len(mine)) as show:
-            lists = self.reranker.score_examples(mine, advance)
-        if world > 1:
-            lists = self._gather_lists(lists)
+            try:
+                found = self.reranker.score_examples(mine, advance)
+            except (_StopEvaluationError, DataError) as error:
+                found = error
+        lists = self._gather_lists(found)
         if self.args.should_save:
             step, best = self.state.global_step, self.state.best_global_step
             self.scores = {s: v for s, v in self.scores.items() if s in (step, best)}
             self.scores[step] = np.array([x for found in lists for x in found.scores], np.float32)
-        return evaluate_scores(lists, self.metric_names), self._validation_loss(lists)
+        result = evaluate_scores(lists, self.metric_names)
+        self._warn_of_collapse(lists, result.tie_rate)
+        return result, self._validation_loss(lists)
 
-    def _gather_lists(self, lists: list[ScoredList]) -> list[ScoredList]:
+    def _warn_of_collapse(self, lists: list[ScoredList], ties: float) -> None:
+        """Say once that the scores have become one value; before training they may well be."""
+        if self.collapsed or not self.state.global_step:
+            return
+        found = collapse((scored.scores for scored in lists), ties)
+        if found is not None and self.is_world_process_zero():
+            self.collapsed = True
+            step = self.state.global_step
+            logger.warning("step %d: %s. %s %s", step, found.title, found.text, found.todo)
+
+    def _gather_lists(self, found: list[ScoredList] | Exception) -> list[ScoredList]:
+        """Every process's lists in the order of the rows; what ended one of them ends all."""
         world = self.args.world_size
-        parts: list[Any] = [None] * world
-        torch.distributed.all_gather_object(parts, [scored.scores for scored in lists])
+        mine = found if isinstance(found, Exception) else [scored.scores for scored in found]
+        parts: list[Any] = [mine]
+        if world > 1:
+            parts = [None] * world
+            torch.distributed.all_gather_object(parts, mine)
+        errors = [part for part in parts if isinstance(part, Exception)]
+        for error in sorted(errors, key=lambda error: isinstance(error, _StopEvaluationError)):
+            self.stop_agreed = True
+            raise error
+        if not isinstance(found, Exception) and world == 1:
+            return found
         return [
             ScoredList(example, parts[i % world][i // world])
             for i, example in enumerate(self.val_examples)
@@ -433,28 +570,39 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
+            self.settle()
             self._log_parts(logs)
             logs.update(self.work.rates(self.args.world_size))
             self.work = _Work()
+        if "train_loss" in logs:
+            # the base class's is that since the run began or went on
+            logs["train_loss"] = self.train_loss
         super().log(logs, start_time)
 
     def _log_parts(self, logs: dict[str, float]) -> None:
-        """Add the parts' means over the steps since the last log, as the Trainer has the loss's."""
-        steps = max(1, self.state.global_step - self.parts_since)
+        """Means over the steps since the last log that counted, the loss's and its parts'."""
+        steps = self.state.global_step - self.parts_since
+        counted = steps - (self.guard.left_out - self.left_out_before)
+        if counted != steps:
+            logs["loss"] *= steps / max(1, counted)
         if len(self.objective.parts) > 1:
-            parts_N = self.parts_N
-            if self.args.world_size > 1:
-                parts_N = self.accelerator.gather(parts_N[None]).mean(0)
-            logs.update(self._named("loss", logs["loss"], parts_N / steps))
+            parts_N = self._everywhere(self.parts_N).mean(0)
+            logs.update(self._named("loss", logs["loss"], parts_N / max(1, counted)))
+        if not counted:
+            for name in [name for name in logs if name.startswith("loss")]:
+                del logs[name]
+        if not math.isfinite(logs.get("grad_norm", 0.0)):
+            del logs["grad_norm"]
+        logs |= self.guard.counts
         self.parts_N.zero_()
         self.parts_since = self.state.global_step
+        self.left_out_before = self.guard.left_out
 
     # files
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not self.args.should_save:
             return
-        self.check_pending()
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         if state_dict is not None:
@@ -473,13 +621,21 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
             CheckpointError: it cannot be written; those before it are as they were.
         """
         output, args, state = Path(self.args.output_dir), self.args, self.state
-        name = f"{transformers.trainer_utils.PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        name = self._checkpoint_folder(state.global_step).name
         work = run_folder.staging(output)
         best = state.best_model_checkpoint
+        self.settle()
         try:
             if args.should_save:
+                if not output.is_dir():
+                    logger.warning(
+                        "%s has vanished, and the checkpoints before step %d with it; it is made "
+                        "again",
+                        output,
+                        state.global_step,
+                    )
                 run_folder.clean(output)
-            self._wait()
+            progress = self.progress()
             super()._save_checkpoint(model, trial)
             self._wait()  # every process has written its part
             if state.best_global_step == state.global_step:
@@ -488,7 +644,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
             state.best_model_checkpoint = best
             if args.should_save:
                 state.save_to_json(str(work / name / run_folder.STATE_FILE))
-                run_folder.finish_checkpoint(output, name)
+                run_folder.finish_checkpoint(output, name, progress)
                 kept = {output / name, *([Path(best)] if best else [])}
                 run_folder.rotate(output, args.save_total_limit, kept)
                 run_folder.clean(output)
@@ -518,8 +674,28 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_best_model()
             return
-        assert self.state.best_model_checkpoint is not None
-        checkpoint.load_weights(self.loaded.model, Path(self.state.best_model_checkpoint))
+        best = Path(str(self.state.best_model_checkpoint))
+        if self.any_process(not best.is_dir()):
+            if self.is_world_process_zero():
+                logger.warning(
+                    "%s, the best checkpoint, has vanished: the final model is that of the last "
+                    "step",
+                    best,
+                )
+            self.state.best_model_checkpoint = self.state.best_global_step = None
+            return
+        checkpoint.load_weights(self.loaded.model, best)
+
+
+def _is_late(device: torch.device) -> bool:
+    """Whether to read a value means to wait for work that was queued."""
+    return device.type != "cpu"
+
+
+def _steps_inside(args: TrainingArguments) -> bool:
+    """Whether the optimiser steps within the backward pass: DeepSpeed, and some others."""
+    name = str(args.optim).lower()
+    return bool(args.deepspeed) or "layerwise" in name or "lomo" in name
 
 
 def _list_sums(objective: Objective, lists: Sequence[ScoredList]) -> Sums:
@@ -547,8 +723,7 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer is not None:
-            self.trainer.work = _Work()  # the clock starts now
-            self.trainer.parts_since = state.global_step
+            self.trainer.take_up()
         if not state.is_world_process_zero:
             return
         self.progress = bar()
@@ -561,8 +736,16 @@ class _Watcher(TrainerCallback):  # type: ignore[misc]
         if self.progress is not None:
             self.progress.update(self.task, completed=state.global_step)
         if self.trainer is not None and self.trainer.stopping:
+            self.trainer.owes_evaluation = control.should_evaluate
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # the base class ends an epoch that a signal cut short like any other
+        if self.trainer is not None and self.trainer.stopping:
+            owed = control.should_evaluate and float(state.epoch).is_integer()
+            self.trainer.owes_evaluation |= owed
+            control.should_save, control.should_evaluate = owed, False
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
@@ -636,7 +819,7 @@ def train(
 
     Raises:
         ConfigError: an argument is unknown or does not fit.
-        DataError: the rows cannot be used, or the loss became NaN.
+        DataError: the rows cannot be used, or scores, loss or gradients are not finite.
         CheckpointError: a checkpoint cannot be read or written.
         Interrupted: a signal stopped the run; its checkpoint was saved.
 
@@ -683,9 +866,31 @@ def train_on(
     objective = objective.with_options(dataclasses.asdict(arguments.loss))
     train_examples, reasons = _usable(train_examples, objective, arguments)
     dropped = dict(Counter(dropped or {}) + Counter(reasons))
-    args = _training_arguments(
-        arguments, has_validation=bool(val_examples), resumed=resume_from is not None
-    )
+    resumed = resume_from is not None
+    args = _training_arguments(arguments, has_validation=bool(val_examples), resumed=resumed)
+    progress = now = _step_sizes(arguments, args)
+    if resume_from is not None:
+        progress = run_folder.read_progress(Path(resume_from))
+        changed = run_folder.keep_steps(
+            progress,
+            now,
+            drop_last=args.dataloader_drop_last,
+            borrows=arguments.data.in_batch_negatives > 0,
+        )
+        if changed:
+            training = arguments.training | changed
+            arguments = dataclasses.replace(arguments, training=training)
+            args = _training_arguments(arguments, has_validation=bool(val_examples), resumed=True)
+        args.eval_on_start = progress.owes_evaluation and args.eval_strategy != "no"
+        sizes = _step_sizes(arguments, args)
+        progress = dataclasses.replace(
+            progress,
+            processes=sizes.processes,
+            batch=sizes.batch,
+            batch_tokens=sizes.batch_tokens,
+            accumulation=sizes.accumulation,
+            asked=now.asked,
+        )
     if objective.teacher and val_examples and not outline(val_examples).taught.any():
         if str(args.metric_for_best_model).removeprefix("eval_") == "loss":
             raise ConfigError(
@@ -703,9 +908,11 @@ def train_on(
     )
     try:
         output.mkdir(parents=True, exist_ok=True)
+        # to learn it now, and not from the first checkpoint
+        tempfile.TemporaryDirectory(prefix=".", dir=output).cleanup()
     except OSError as error:
         raise ConfigError(
-            f"--output_dir {output} cannot be made ({error.strerror}); choose another"
+            f"--output_dir {output} cannot be written ({error.strerror}); choose another"
         ) from error
     collate = collator(
         loaded,
@@ -724,6 +931,11 @@ def train_on(
                 "--split_dataset_ratio"
             )
         hooks.append(transformers.EarlyStoppingCallback(arguments.run.early_stopping_patience))
+    guard = Guard(
+        skip=arguments.run.on_nan == "skip",
+        limit=arguments.run.max_nan_steps,
+        scaled=args.fp16 and not args.deepspeed,
+    )
     try:
         trainer = _Trainer(
             loaded,
@@ -735,6 +947,8 @@ def train_on(
             val_examples,
             arguments.run.metrics,
             hooks,
+            guard,
+            progress,
         )
     except (ValueError, ImportError, RuntimeError) as error:
         # such as --report_to with a tracker that is unknown or not installed
@@ -748,19 +962,21 @@ def train_on(
     if before_training is not None:
         before_training(reranker)
     loaded.spec.training = arguments.flat()
-    started = time.perf_counter()
     try:
         with _signals(trainer.stop_requested):
-            outcome = trainer.train(resume_from_checkpoint=resume_from)
+            trainer.train(resume_from_checkpoint=resume_from)
+            stopped = trainer.any_process(trainer.stop_requested.is_set() or trainer.stop_agreed)
     finally:
         watcher.close()
-    seconds = time.perf_counter() - started
-    if trainer.stop_requested.is_set() or trainer.stop_agreed:
+    seconds = trainer.seconds
+    if stopped and not trainer.state.global_step:
+        raise Interrupted("stopped before the first step; the same command begins again")
+    if stopped:
         raise Interrupted(
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; "
             "the same command with --resume goes on"
         )
-    trainer.check_pending()
+    trainer.settle()
     loaded.model.eval()
     if args.bf16 or args.fp16:
         # accelerate put autocast around the forward; what is saved is scored without it
@@ -773,13 +989,13 @@ def train_on(
         before,
         after,
         trainer.state.global_step,
-        outcome.training_loss,
+        trainer.train_loss,
         seconds,
         dropped,
         trainer.truncated_everywhere(),
         reranker,
     )
-    lengths = trainer.lengths_everywhere()
+    lengths = length_summary(trainer.lengths_everywhere())
     if args.should_save:
         _calibrate(trainer, arguments.run.calibrate)
         rows = {"train": _row_counts(train_examples), "validation": _row_counts(val_examples)}
@@ -1102,6 +1318,12 @@ def _training_arguments(
         args = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(str(error).strip().splitlines()[0]) from error
+    if arguments.run.on_nan == "skip" and _steps_inside(args):
+        name = "--deepspeed" if args.deepspeed else f"--optim {values['optim']}"
+        raise ConfigError(
+            f"--on_nan skip and {name} exclude each other: it takes its step within the backward "
+            "pass, so no step can be left out; use --on_nan stop"
+        )
     if args.n_gpu > 1:
         # one process would wrap the model in DataParallel, which cannot split a packed row
         console.print(
@@ -1110,6 +1332,17 @@ def _training_arguments(
         )
         args._n_gpu = 1
     return args
+
+
+def _step_sizes(arguments: TrainArguments, args: TrainingArguments) -> Progress:
+    """What the arguments say of a step, where nothing has been done yet."""
+    return Progress(
+        processes=args.world_size,
+        batch=args.per_device_train_batch_size,
+        batch_tokens=arguments.data.batch_tokens,
+        accumulation=args.gradient_accumulation_steps,
+        asked=[args.per_device_train_batch_size, args.gradient_accumulation_steps],
+    )
 
 
 def _evaluation_times(values: dict[str, Any]) -> None:
@@ -1228,25 +1461,24 @@ def _logged_before(trainer: _Trainer) -> dict[str, float] | None:
     return None
 
 
-def _intervals(result: TrainResult) -> dict[str, dict[str, tuple[float, float]]]:
+def _intervals(trainer: _Trainer, after: EvaluationResult | None) -> dict[str, Any]:
     """Bootstrap intervals over queries, by stage and metric; none of a single query."""
-    values: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
-    for stage, found in (("before", result.before), ("after", result.after)):
-        if found is not None:
-            values[stage] = {name: found.values(name) for name in found.metrics}
-    after = result.after
+    found: dict[str, Any] = {}
+    if trainer.before.intervals:
+        found["before"] = trainer.before.intervals
+    if after is not None:
+        found["after"] = _bootstrap({name: after.values(name) for name in after.metrics})
     if after is not None and after.first_stage_per_query is not None:
-        values["first_stage"] = {
-            name: values_Q[after.has_positive]
-            for name, values_Q in after.first_stage_per_query.items()
-        }
+        per_query = after.first_stage_per_query.items()
+        found["first_stage"] = _bootstrap({n: v_Q[after.has_positive] for n, v_Q in per_query})
+    return found
+
+
+def _bootstrap(values: dict[str, npt.NDArray[np.float64]]) -> dict[str, list[float]]:
     return {
-        stage: {
-            name: bootstrap_interval(values_Q, seed=0)
-            for name, values_Q in found.items()
-            if len(values_Q) > 1
-        }
-        for stage, found in values.items()
+        name: list(bootstrap_interval(values_Q, seed=0))
+        for name, values_Q in values.items()
+        if len(values_Q) > 1
     }
 
 
@@ -1294,10 +1526,11 @@ def _write_final(
         "before": result.before.metrics if result.before else _logged_before(trainer),
         "after": result.after.metrics if result.after else None,
         "first_stage": result.after.first_stage_metrics if result.after else None,
-        "intervals": _intervals(result),
+        "intervals": _intervals(trainer, result.after),
         "tie_rate": result.after.tie_rate if result.after else None,
         "train_loss": result.train_loss,
         "steps": result.steps,
+        **trainer.guard.counts,
         "seconds": round(result.seconds, 2),
         "dropped": result.dropped,
         "truncated": result.truncated,

@@ -204,13 +204,15 @@ class BatchPlan(Sampler[list[Item]]):
             self._rows = outline(dataset.examples)
             self._plans[0] = self._by_tokens(0)
             if batches is not None:
-                epochs = math.ceil(batches / max(1, len(self._plans[0].bounds) // world))
+                # of how many epochs does not depend on the number of processes
+                epochs = math.ceil(batches * world / max(1, len(self._plans[0].bounds)))
             self._plans |= {epoch: self._by_tokens(epoch) for epoch in range(1, epochs)}
             count = max(len(plan.bounds) for plan in self._plans.values())
         # a multiple of the processes, so that each takes the same number of steps
         self.total = -(-count // world) * world
         if drop_last and count >= world:
             self.total = count // world * world if tokens is None else self.total
+        self.count = min(count, self.total)
         if self.total == 0:
             raise DataError(
                 "no batch is left: fewer queries than --per_device_train_batch_size; lower it or "
@@ -240,8 +242,10 @@ class BatchPlan(Sampler[list[Item]]):
         if plan is None:
             plan = self._by_queries(epoch) if self.tokens is None else self._by_tokens(epoch)
         bounds = plan.bounds[: self.total]
-        # all but the last step stay as one process would take them
-        whole = 0 if self.tokens else len(bounds) // self.world * self.world
+        # as many as every epoch has, and all but the last step as one process would take them
+        if len(bounds) < self.count:
+            bounds = _split_to(bounds, self.count)
+        whole = len(bounds) // self.world * self.world
         bounds = np.concatenate((bounds[:whole], _split_to(bounds[whole:], self.total - whole)))
         return replace(plan, bounds=bounds)
 

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from rankwright.errors import CheckpointError, ConfigError
 from rankwright.files import publish, replacing, sync
+from rankwright.guards import not_finite
 from rankwright.hub import resolve_model
 from rankwright.models.families import FAMILIES
 from rankwright.models.reranker import RerankerModel, score_token
@@ -304,7 +305,7 @@ def load(name: str | os.PathLike[str], options: LoadOptions | None = None) -> Lo
 
     Raises:
         ConfigError: the name is unknown, or an option does not fit the model.
-        CheckpointError: the checkpoint is incomplete.
+        CheckpointError: the checkpoint is incomplete, or a weight is NaN or infinite.
     """
     options = options or LoadOptions()
     described = describe(name, options)
@@ -328,6 +329,11 @@ def load(name: str | os.PathLike[str], options: LoadOptions | None = None) -> Lo
 
         hf = PeftModel.from_pretrained(hf, adapter, is_trainable=True)
         missing = []
+    if broken := not_finite(hf.named_parameters()):
+        raise CheckpointError(
+            f"{folder}: {broken} holds NaN or infinite values, so every score would; use another "
+            "model, or an earlier checkpoint"
+        )
     token_ids = None
     if kind == "generative":
         token_ids = (
@@ -582,16 +588,21 @@ def write_files(
         folder: an existing folder.
         merge: fold a LoRA adapter into the weights.
         state_dict: the weights, where they were gathered from shards.
+
+    Raises:
+        CheckpointError: a weight is NaN or infinite.
     """
     model = loaded.model.model
     adapted = model is not loaded.model.hf
     if adapted and not merge:
+        _refuse_broken(model, state_dict, folder)
         # the vocabulary is never changed; peft would ask the hub whether it was
         model.save_pretrained(folder, state_dict=state_dict, save_embedding_layers=False)
         # peft's card is empty but for the base model's path on this machine
         (folder / "README.md").unlink(missing_ok=True)
     else:
         hf = _merged(model) if adapted else model
+        _refuse_broken(hf, state_dict, folder)
         if loaded.spec.kind == "classification":
             hf.config.id2label, hf.config.label2id = {0: "LABEL_0"}, {"LABEL_0": 0}
         implementation = hf.config._attn_implementation
@@ -603,6 +614,15 @@ def write_files(
         _complete_config(folder)
         _sentence_transformers_files(loaded, folder)
     write_input_files(loaded, folder)
+
+
+def _refuse_broken(model: Any, state_dict: dict[str, Any] | None, folder: Path) -> None:
+    weights = model.named_parameters() if state_dict is None else state_dict.items()
+    if name := not_finite(weights):
+        raise CheckpointError(
+            f"{folder} is not written: {name} of the model holds NaN or infinite values; go back "
+            "to an earlier checkpoint"
+        )
 
 
 def write_input_files(loaded: Loaded, folder: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from rankwright.calibration import expected_calibration_error, sigmoid
 from rankwright.comparison import Comparison, compare
 from rankwright.evaluation import EvaluationResult, evaluate_scores
+from rankwright.guards import collapse
 from rankwright.metrics import BoolArray, FloatArray
 from rankwright.records import Record
 from rankwright.report.folder import Run, paired
@@ -22,8 +23,6 @@ from rankwright.types import ScoredList
 BINS = 10
 # a probability beyond these is as good as certain
 NEAR_ONE, NEAR_ZERO = 0.99, 0.01
-# logits of one query that lie closer together than this order nothing
-NO_SPREAD = 1e-3
 
 Level = Literal["problem", "warning", "note"]
 
@@ -139,11 +138,6 @@ def _scores(records: list[Record] | None, names: list[str]) -> Scores | None:
     )
 
 
-def spreads(records: Sequence[Record]) -> FloatArray:
-    """Highest minus lowest score of each query with several documents."""
-    return np.array([max(r.scores) - min(r.scores) for r in records if len(r.scores) > 1])
-
-
 def series(history: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
     """Steps and values of one name of the log; what is logged again of a step wins."""
     found: dict[int, float] = {}
@@ -187,30 +181,9 @@ def advise(run: Run, found: Findings) -> list[Advice]:
 
 
 def _collapse(after: Scores) -> list[Advice]:
-    spread_Q, ties = spreads(after.records), after.result.tie_rate
-    todo = (
-        "The model has collapsed to one value. Lower --learning_rate (a tenth), use "
-        "--torch_dtype float32 for the weights with --bf16 true at most, look at the labels with "
-        "rankwright check, and make sure that queries have negatives that differ from positives."
-    )
-    if ties >= 0.5:
-        return [
-            Advice(
-                "problem",
-                "The scores are nearly all equal",
-                f"{ties:.0%} of the pairs of a relevant and another document have the same score.",
-                todo,
-            )
-        ]
-    if spread_Q.size and float(np.median(spread_Q)) < NO_SPREAD:
-        return [
-            Advice(
-                "problem",
-                "The scores hardly differ",
-                f"Half of the queries have scores within {np.median(spread_Q):.1g} of each other.",
-                todo,
-            )
-        ]
+    ties = after.result.tie_rate
+    if found := collapse((record.scores for record in after.records), ties):
+        return [Advice("problem", found.title, found.text, found.todo)]
     if ties > 0.01:
         return [
             Advice(

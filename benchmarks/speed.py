@@ -101,6 +101,13 @@ QWEN3_06B = {
     "head_dim": 128,
     "max_position_embeddings": 40960,
 }
+QWEN3_LARGE = {
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "modernbert-small": {
         "hidden_size": 256,
@@ -119,8 +126,18 @@ MODELS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 40960,
     },
     "qwen3-0.6b": QWEN3_06B,
+    "qwen3-4b": {**QWEN3_LARGE, "hidden_size": 2560, "intermediate_size": 9728},
+    "qwen3-8b": {**QWEN3_LARGE, "hidden_size": 4096, "intermediate_size": 12288},
 }
-SMOKE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+# made and written in half precision, on the device
+LARGE = ("qwen3-4b", "qwen3-8b")
+UNTIED = ("qwen3-8b",)
+SMOKE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+}
 TASKS = ("pointwise", "listwise", "rank")
 DEFAULT_CASES = [
     f"{model}:{task}" for model in ("modernbert-small", "qwen3-small") for task in TASKS
@@ -231,6 +248,12 @@ def parse() -> argparse.Namespace:
     add("--max-length", type=int, help="default: what holds every pair whole")
     add("--pairwise", action="store_true", help="ours beside one peer at a time: less memory")
     add("--no-check", action="store_true", help="skip the comparison of the first loss")
+    add("--lora", type=int, metavar="RANK", help="adapters on all linear layers; ours alone")
+    add(
+        "--here",
+        action="store_true",
+        help="run the peers from this interpreter's environment, where none can be built",
+    )
     add("--prepare-only", action="store_true", help="build environments and models, then stop")
     add("--smoke", action="store_true", help=argparse.SUPPRESS)
     add("--output", type=Path, help="file for the raw numbers (JSON)")
@@ -249,6 +272,8 @@ def parse() -> argparse.Namespace:
             parser.error(
                 f"--cases {case}: give MODEL:TASK with {', '.join(MODELS)} and {', '.join(TASKS)}"
             )
+    if options.lora is not None and options.systems != [OURS]:
+        parser.error(f"--lora is measured for one system: give --systems {OURS}")
     if options.output is not None and not options.output.parent.is_dir():
         parser.error(f"--output {options.output}: there is no folder {options.output.parent}")
     options.dtype = "float32" if options.device == "cpu" else "bfloat16"
@@ -260,7 +285,7 @@ def parse() -> argparse.Namespace:
 
 def environment(options: argparse.Namespace, worker: str) -> str:
     """The interpreter of a system; its environment is built where it is missing or outdated."""
-    if worker in ("rankwright", "matmul"):
+    if options.here or worker in ("rankwright", "matmul"):
         return sys.executable
     name = worker.replace("_", "-")
     pins, folder = PEERS / f"{name}.txt", options.work / f"venv-{name}"
@@ -289,17 +314,25 @@ def make_model(options: argparse.Namespace, name: str) -> dict[str, str]:
     decoder = name.startswith("qwen3")
     folder = options.work / "models" / (f"{name}-smoke" if options.smoke else name)
     one_row = folder.with_name(f"{folder.name}-classifier")
-    folders = {"model": str(folder), "classifier": str(one_row) if decoder else ""}
-    if (folder / checkpoint.SPEC_FILE).is_file() and (not decoder or one_row.is_dir()):
+    # only the peers read the second form
+    twice = decoder and options.systems != [OURS]
+    folders = {"model": str(folder), "classifier": str(one_row) if twice else ""}
+    if (folder / checkpoint.SPEC_FILE).is_file() and (not twice or one_row.is_dir()):
         return folders
     torch.manual_seed(0)
     raw = folder.with_name(f"{folder.name}-raw")
+    large = name in LARGE and not options.smoke
+    precision = torch.bfloat16 if large else torch.float32
     if decoder:
         source, padding = options.tokenizers / "qwen3", {}
         config = transformers.Qwen3Config(
-            **sizes, vocab_size=151669, tie_word_embeddings=True, pad_token_id=151643
+            **sizes,
+            vocab_size=151669,
+            tie_word_embeddings=name not in UNTIED,
+            pad_token_id=151643,
         )
-        model: Any = transformers.Qwen3ForCausalLM(config)
+        with torch.device(options.device if large else "cpu"):
+            model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=precision)
     else:
         source, padding = options.tokenizers / "modernbert", MODERNBERT_SPECIAL
         limits = {"num_labels": 1, "max_position_embeddings": 8192, "classifier_pooling": "mean"}
@@ -311,8 +344,9 @@ def make_model(options: argparse.Namespace, name: str) -> dict[str, str]:
     model.save_pretrained(raw)
     tokenizer.save_pretrained(raw)
     kind = "generative" if decoder else "classification"
-    checkpoint.save(checkpoint.load(raw, LoadOptions(kind=kind, max_length=limit)), folder)
-    if decoder:
+    opened = LoadOptions(kind=kind, max_length=limit, dtype="auto")
+    checkpoint.save(checkpoint.load(raw, opened), folder)
+    if twice:
         yes, no = tokenizer.convert_tokens_to_ids(["yes", "no"])
         config.num_labels = 1
         head = transformers.Qwen3ForSequenceClassification(config)
@@ -620,6 +654,7 @@ def job_of(options: argparse.Namespace, case: Case, folders: dict[str, str]) -> 
         "threads": options.threads,
         "rounds": options.rounds + 1,
         "attention": options.attention,
+        "lora": options.lora,
         "learning_rate": 2e-5,
         "matrix": 512 if options.smoke else 4096 if options.device == "cpu" else 8192,
     }

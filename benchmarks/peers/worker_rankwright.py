@@ -29,6 +29,9 @@ def train(gate: Gate) -> None:
     """Train as a user would from Python."""
     job = gate.job
     remember_loss(gate)
+    adapters: dict[str, Any] = {}
+    if job["lora"]:
+        adapters = {"tuner_type": "lora", "lora_rank": job["lora"], "torch_dtype": job["dtype"]}
     rankwright.train(
         callbacks=[Pause(gate, count_packed)],
         model=job["model"],
@@ -38,6 +41,7 @@ def train(gate: Gate) -> None:
         max_negative_samples=max(0, job["documents"] - 1),
         per_device_train_batch_size=job["groups_per_step"],
         overwrite=True,
+        **adapters,
         **training_arguments(job),
     )
 

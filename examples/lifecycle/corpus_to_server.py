@@ -390,19 +390,21 @@ def ask(address: str, out: Path) -> None:
     """Ask for the order of test lists with cohere's client; it must be that of ``evaluate``."""
     import cohere
 
-    client = cohere.ClientV2("none", base_url=address)
     measured = read_trec_run(out / "results" / "student" / "run.trec")
     lists = load_examples(out / "test.jsonl", purpose="eval").examples[:20]
     start = time.monotonic()
-    for example in lists:
-        answer = client.rerank(model="student", query=example.query, documents=example.documents)
-        assert example.document_ids is not None
-        got = [example.document_ids[result.index] for result in answer.results]
-        scores = measured[example.query_id]
-        # float32 sums in another order may swap what is all but equal
-        behind = [scores[b] - scores[a] for a, b in pairwise(got)]
-        if max(behind) > 1e-3:
-            raise SystemExit(f"the server ranks {example.query!r} otherwise than evaluate")
+    with cohere.ClientV2("none", base_url=address) as client:
+        for example in lists:
+            answer = client.rerank(
+                model="student", query=example.query, documents=example.documents
+            )
+            assert example.document_ids is not None
+            got = [example.document_ids[result.index] for result in answer.results]
+            scores = measured[example.query_id]
+            # float32 sums in another order may swap what is all but equal
+            behind = [scores[b] - scores[a] for a, b in pairwise(got)]
+            if sorted(got) != sorted(example.document_ids) or max(behind) > 1e-3:
+                raise SystemExit(f"the server ranks {example.query!r} otherwise than evaluate")
     seconds = (time.monotonic() - start) / len(lists)
     say(f"{len(lists)} lists asked for, each in the order of evaluate; {seconds:.2f} s a list")
     say(f"\n{example.query}")

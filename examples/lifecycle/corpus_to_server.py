@@ -60,17 +60,17 @@ class Size:
         forms: what is exported.
     """
 
-    train: int = 800
-    distil: int = 800
+    train: int = 1280
+    distil: int = 320
     validation: int = 64
-    test: int = 200
+    test: int = 150
     candidates: int = 20
-    negatives: int = 5
-    teacher_steps: int = 100
-    student_steps: int = 100
+    negatives: int = 7
+    teacher_steps: int = 160
+    student_steps: int = 40
     queries: int = 8
     teacher_length: int = 80
-    student_length: int = 56
+    student_length: int = 48
     corpus: bool = True
     forms: tuple[str, ...] = ("sentence-transformers", "onnx")
 
@@ -162,9 +162,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with clock.step("teacher"):
         rankwright(
             *("train", "--model", base, "--dataset", out / "train.jsonl"),
-            *("--loss_type", "listwise"),
+            *("--loss_type", "listwise", "--max_negative_samples", 4),
             *("--max_length", size.teacher_length, "--max_steps", size.teacher_steps),
-            *training(out, size, size.teacher_steps),
+            *training(out, size, size.teacher_steps, "2e-4"),
             *("--output_dir", out / "teacher"),
         )
     with clock.step("scores"):
@@ -174,10 +174,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     with clock.step("student"):
         rankwright(
-            *("train", "--model", base, "--dataset", out / "scored.jsonl"),
+            *("train", "--model", out / "teacher", "--dataset", out / "scored.jsonl"),
             *("--loss_type", "kl", "--group", "all"),
             *("--max_length", size.student_length, "--max_steps", size.student_steps),
-            *training(out, size, size.student_steps),
+            *training(out, size, size.student_steps, "5e-5"),
             *("--output_dir", out / "student"),
         )
     with clock.step("compare"):
@@ -202,11 +202,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     clock.report()
 
 
-def training(out: Path, size: Size, steps: int) -> list[object]:
+def training(out: Path, size: Size, steps: int, rate: str) -> list[object]:
     """What the training of teacher and student have in common."""
     return [
         *("--val_dataset", out / "validation.jsonl", "--eval_steps", steps),
-        *("--learning_rate", "2e-4", "--per_device_train_batch_size", size.queries),
+        *("--learning_rate", rate, "--per_device_train_batch_size", size.queries),
         *(*RECIPE, "--save_steps", steps),
     ]
 

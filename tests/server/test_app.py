@@ -102,6 +102,23 @@ def test_documents_that_are_objects_come_back_whole(client: httpx.Client) -> Non
     assert [r["document"] for r in results] == [{"text": "2 b"}, documents[0], documents[2]]
 
 
+def test_documents_that_are_nested_deep(client: httpx.Client) -> None:
+    """As deep as can be given back: so they come. By little deeper, and too deep to be read: 422.
+
+    Where the one ends and the other begins is the interpreter's affair.
+    """
+    found = []
+    for depth in (100, *range(900, 1000)):
+        nested = "[" * depth + "]" * depth
+        document = f'{{"text": "a", "x": {nested}}}'
+        body = f'{{"query": "q", "documents": [{document}], "return_documents": true}}'
+        headers = {"content-type": "application/json"}
+        answer = client.post("/v1/rerank", content=body, headers=headers)
+        assert answer.status_code == 422 or nested in answer.text.replace(" ", "")
+        found.append(answer.status_code)
+    assert (found[0], set(found)) == (200, {200, 422})
+
+
 def test_rank_fields_are_joined(client: httpx.Client) -> None:
     """The text is "title, line, body": 5 and 7 are then the first words."""
     documents = [{"body": "9 b", "title": "5 a"}, {"title": "7 c"}]
@@ -318,7 +335,10 @@ def test_what_is_cut_is_said_or_refused(client: httpx.Client) -> None:
     answer = client.post("/v1/rerank", json=body).json()
     assert answer["meta"]["warnings"] == ["cut to what is read at most: 1 document"]
     answer = client.post("/v1/rerank", json=body | {"truncation": False})
-    assert refused(answer, 413, "documents") == "longer than the 50 tokens of a pair: 1 document"
+    assert refused(answer, 413, "documents") == (
+        "longer than what is read at most: 1 document; a pair, or a passage of one, has up to 50 "
+        "tokens"
+    )
     figures = client.get("/metrics").text
     assert 'rankwright_truncated_total{model="first",what="documents"}' in figures
 

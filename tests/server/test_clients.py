@@ -305,7 +305,11 @@ def test_tei(served: Served, model: str) -> None:
     [
         ({"texts": []}, 422, "texts: List should have at least 1 item"),
         ({"texts": ["a"] * 21}, 413, "texts holds 21 documents"),
-        ({"texts": [LONG], "truncate": False}, 413, "longer than the 512 tokens of a pair: 1 doc"),
+        (
+            {"texts": [LONG], "truncate": False},
+            413,
+            "longer than what is read at most: 1 document; a",
+        ),
         ({"truncation_direction": "Left"}, 422, "truncation_direction: Left is not supported"),
         ({"query": ""}, 422, "query: "),
         ({"raw_scores": "yes"}, 422, "raw_scores: Input should be a valid boolean"),

@@ -207,16 +207,6 @@ def test_any_bytes(client: httpx.Client, count: int, tried: list[int]) -> None:
     assert 422 in tried
 
 
-@pytest.mark.parametrize("depth", [100, 300, 900, 3000, 100_000])
-@pytest.mark.parametrize("given_back", [False, True])
-def test_depth(client: httpx.Client, depth: int, given_back: bool, tried: list[int]) -> None:
-    """A field that nobody asks for, nested too deep for one reader or another."""
-    nested = "[" * depth + "]" * depth
-    body = f'{{"query": "q", "documents": [{{"text": "a", "x": {nested}}}], "return_documents": '
-    send(client, "/v1/rerank", f"{body}{json.dumps(given_back)}}}".encode(), tried)
-    assert (depth > 100) or tried == [200]
-
-
 GARBAGE = [
     b"\x00" * 100,
     b"GET\r\n\r\n",

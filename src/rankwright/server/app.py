@@ -219,7 +219,8 @@ class Service:
         if whole and any(cut.values()):
             raise RefusedError(
                 413,
-                f"longer than the {scorer.max_length} tokens of a pair: {_count(cut)}",
+                f"longer than what is read at most: {_count(cut)}; a pair, or a passage of one, "
+                f"has up to {min(max_length or scorer.max_length, scorer.max_length)} tokens",
                 "tokens",
                 field,
             )

@@ -86,7 +86,7 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Stop once nothing is in flight."""
         gate = self.service.asgi
-        if self.hurried:
+        if self.hurried and not gate.given_up:
             gate.give_up()
         if gate.stopping and not gate.in_flight:
             self.should_exit = True

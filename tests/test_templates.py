@@ -6,6 +6,7 @@ pairs cut by Qwen's pattern, and whole words in BERT's frame.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -527,3 +528,25 @@ def test_a_tokenizer_without_a_pair_form_is_refused() -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
     with pytest.raises(ConfigError, match="does not encode a pair of texts; give --template_pre"):
         PairEncoder(fast, PAIR, 64)
+
+
+def test_a_text_beyond_the_model_s_limit_brings_no_warning() -> None:
+    """It is cut here; transformers' own warning, once a tokenizer, would be of no use."""
+    tokenizer = tiny.encoder_tokenizer()
+    long = "fox " * 600
+    heard: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.addHandler(listener)
+    logger.setLevel(logging.WARNING)
+    try:
+        encoder = PairEncoder(tokenizer, PAIR, max_length=48)
+        assert encoder.encode("q", [long]).truncated_documents == 1
+        assert heard == []
+        tokenizer(long)
+        assert len(heard) == 1
+    finally:
+        logger.removeHandler(listener)
+        logger.setLevel(level)

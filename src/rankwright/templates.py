@@ -530,7 +530,11 @@ class PairEncoder:
             ConfigError: the instruction alone leaves no room.
         """
         texts = [self._lead + document for document in documents]
-        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        encoded: list[list[int]] = []
+        if texts:
+            # the warning of a text longer than the model's limit does not apply: it is cut here
+            found = self.tokenizer(texts, add_special_tokens=False, verbose=False)
+            encoded = found["input_ids"]
         prefix, room, cut_query = self._frame(query, encoded, instruction)
         cut = sum(len(ids) > room for ids in encoded)
         parts = [list(ids[:room]) + self.suffix for ids in encoded]
@@ -559,7 +563,6 @@ class PairEncoder:
         texts = [self._lead + document for document in documents]
         encoded, offsets = [], []
         if texts:
-            # the warning of a text longer than the model's limit does not apply: it is cut here
             found = self.tokenizer(
                 texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False
             )

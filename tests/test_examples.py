@@ -216,7 +216,8 @@ def test_from_a_corpus_to_a_server(
     assert "6 lists asked for, each in the order of evaluate" in shown
     # what check finds: the two parts share documents that nobody was asked for, and nothing else
     assert re.search(r"queries +0 *\n.*pairs +0 *\n.*shared positive +0 of 12 rows", report)
-    assert "<svg" in (out / "report.html").read_text(encoding="utf-8")
+    for name in ("teacher", "student"):
+        assert "</html>" in (out / f"{name}.html").read_text(encoding="utf-8")
     held_out = load_examples([out / "test.jsonl", out / "validation.jsonl"], purpose="eval")
     assert {len(example.documents) for example in held_out.examples} == {5}
     answers = {

@@ -188,7 +188,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             *("--recall", 0.9),
         )
     with clock.step("report"):
-        rankwright("report", out / "student", "--output", out / "report.html")
+        for name in ("teacher", "student"):
+            rankwright("report", out / name, "--output", out / f"{name}.html")
     with clock.step("export"):
         for form in size.forms:
             rankwright(

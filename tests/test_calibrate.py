@@ -68,6 +68,31 @@ def calibrate(model: Path, rows: Path, *words: str) -> list[str]:
     return ["calibrate", "--model", str(model), "--dataset", str(rows), *words]
 
 
+def test_instructions_of_datasets(
+    model: Path,
+    tmp_path: Path,
+    rows: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They reach what is scored, of each dataset its own; a row's own wins, as in evaluate."""
+    own = tmp_path / "own.jsonl"
+    row = {"query": "q", "positive": "a", "negative": "b"}
+    own.write_text(
+        "".join(json.dumps({**row, **more}) + "\n" for more in ({}, {"instruction": "I"}))
+    )
+    seen: list[Any] = []
+
+    def score_examples(self: Reranker, examples: Any, progress: Any = None) -> Any:
+        seen.extend(example.instruction for example in examples)
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(Reranker, "score_examples", score_examples)
+    words = ["--instructions", "find birds", "find ships"]
+    assert mistake(capsys, *calibrate(model, rows, str(own), *words)) == "seen"
+    assert seen == ["find birds"] * 12 + ["find ships", "I"]
+
+
 @pytest.mark.parametrize("method", ["platt", "temperature"])
 def test_it_is_fitted_and_kept(
     method: str, model: Path, rows: Path, capsys: pytest.CaptureFixture[str]

@@ -320,6 +320,8 @@ def test_int8_is_smaller_and_measured(
     from rankwright.evaluation import evaluate
 
     rows = rows_file(tmp_path)
+    with rows.open("a") as file:
+        file.write(json.dumps({"query": "of what?", "positive": [], "negative": []}) + "\n")
     words = ["export", "--model", str(bases("bert")), "--to", "onnx", "--dataset", str(rows)]
     words += ["--quantize", "int8", "--output", str(tmp_path / "int8")]
     assert cli.main([*words, "--max_ndcg_loss", "1"]) == 0
@@ -330,6 +332,7 @@ def test_int8_is_smaller_and_measured(
     examples = load_examples(rows).examples
     ours = evaluate(Reranker.load(bases("bert")), examples, ["ndcg@10"]).metrics["ndcg@10"]
     theirs = evaluate(OnnxScorer(folder), examples, ["ndcg@10"]).metrics["ndcg@10"]
+    assert "left out: 1 x row without" in told
     assert f"NDCG@10 {ours:.4f}, with int8 {theirs:.4f} ({theirs - ours:+.4f})" in told
     small = (folder / "model_int8.onnx").stat().st_size
     assert f"model_int8.onnx: {small / 2**20:.1f} MiB (int8)" in told
@@ -349,6 +352,14 @@ def worse(ours: float) -> Any:
     """Metrics of the first call as they are, of the second lower by 0.1."""
     values = iter([ours, ours - 0.1])
     return lambda *args, **options: SimpleNamespace(metrics={"ndcg@10": next(values)})
+
+
+def test_rows_are_measured_with_their_instructions(tmp_path: Path) -> None:
+    rows = rows_file(tmp_path, 2)
+    options = room.Options(dataset=[str(rows)], instructions=["find birds"])
+    examples, dropped = room._examples(options, True)
+    assert [example.instruction for example in examples] == ["find birds"] * 2
+    assert dropped == {}
 
 
 # pairs
@@ -406,6 +417,7 @@ def test_refusals_of_the_command(
         ),
         ([*model, "--to", "merged", "--quantize", "int8"], "--quantize int8 goes with --to onnx"),
         ([*model, "--to", "onnx", "--quantize", "int8"], "--quantize int8 needs --dataset"),
+        ([*model, "--to", "onnx", "--instructions", "x"], "--instructions goes with --quantize"),
         ([*model, "--to", "onnx", "--quantize", "int4"], "--quantize 'int4' is unknown; give int8"),
         ([*model, "--to", "onnx", "--torch_dtype", "bfloat16"], "--torch_dtype bfloat16: ONNX"),
         ([*model, "--to", "merged", "--tolerance", "0"], "--tolerance 0.0 is not above 0"),

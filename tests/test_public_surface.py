@@ -49,10 +49,11 @@ FLAGS = {
     },
     "rank": MODEL_FLAGS | PASSAGE_FLAGS | {
         "query", "documents", "input", "output", "top_k", "probability", "batch_tokens",
-        "calibrated", "threshold", "dataset", "data_format", "instructions", "write_scores",
+        "calibrated", "threshold", "dataset", "instructions", "data_format", "split",
+        "write_scores",
     },
     "calibrate": MODEL_FLAGS | PASSAGE_FLAGS | {
-        "dataset", "data_format", "split", "method", "precision", "recall", "folds",
+        "dataset", "instructions", "data_format", "split", "method", "precision", "recall", "folds",
         "batch_tokens", "output",
     },
     "compare": MODEL_FLAGS | PASSAGE_FLAGS | {
@@ -60,7 +61,7 @@ FLAGS = {
         "samples", "seed", "batch_tokens", "output",
     },
     "export": MODEL_FLAGS | {
-        "to", "output", "dataset", "data_format", "split", "tolerance", "quantize",
+        "to", "output", "dataset", "instructions", "data_format", "split", "tolerance", "quantize",
         "max_ndcg_loss", "push_to_hub", "public",
     },
     "serve": MODEL_FLAGS | PASSAGE_FLAGS | {

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from rankwright.calibration import Calibration, figures, find_threshold, fit, held_out, targets
 from rankwright.errors import ConfigError, DataError
-from rankwright.files import replacing
+from rankwright.files import replacing_text
 from rankwright.metrics import (
     BoolArray,
     FloatArray,
@@ -541,8 +541,8 @@ def write_text(path: str | Path, text: str) -> None:
         ConfigError: it cannot be written.
     """
     try:
-        with replacing(Path(path)) as file:
-            file.write(text.encode())
+        with replacing_text(Path(path)) as file:
+            file.write(text)
     except OSError as error:
         raise ConfigError(f"cannot write {path} ({_reason(error)}); choose another path") from None
 

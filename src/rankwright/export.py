@@ -66,6 +66,8 @@ class Options:
         max_ndcg_loss: how much NDCG@10 int8 may cost on the rows.
         tolerance: largest difference of a score; None for ``TOLERANCES``.
         dataset: rows to check on; without, pairs that are built in.
+        instructions: of each dataset's rows, '' for none; the pairs are scored without, since the
+            tools know the model's alone, and NDCG@10 is measured with them.
         data_format: their layout.
         split: which of their files.
         name: what the model card calls the result; default the folder's name.
@@ -76,6 +78,7 @@ class Options:
     max_ndcg_loss: float = 0.01
     tolerance: float | None = None
     dataset: list[str] = field(default_factory=list)
+    instructions: list[str] = field(default_factory=list)
     data_format: str | None = None
     split: str | None = None
     name: str | None = None
@@ -95,6 +98,7 @@ class ExportResult:
         checked_with: the tool that loaded it, with its version.
         sizes: file -> bytes, of the weights.
         ndcg: (ours, the export's) NDCG@10 on the rows; None without ``--quantize``.
+        dropped: rows of the dataset that were left out, by reason.
     """
 
     folder: Path
@@ -106,6 +110,7 @@ class ExportResult:
     checked_with: str
     sizes: dict[str, int]
     ndcg: tuple[float, float] | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,7 @@ def export_model(
         _need(kind.tool, kind.extra)
     source, target = str(model), Path(output)
     _check_target(source, target)
-    examples = _examples(options, bool(load.get("use_hf", True)))
+    examples, dropped = _examples(options, bool(load.get("use_hf", True)))
     loaded, stored = _load(source, load)
     if kind.refuse is not None:
         kind.refuse(loaded)
@@ -207,7 +212,7 @@ def export_model(
         }
     return ExportResult(
         target, to, "int8" if options.quantize else dtype, len(pairs), difference, tolerance,
-        f"{kind.tool} {_version(kind.tool)}", sizes, ndcg,
+        f"{kind.tool} {_version(kind.tool)}", sizes, ndcg, dropped,
     )  # fmt: skip
 
 
@@ -358,17 +363,18 @@ def _version(package: str) -> str:
 # pairs to check on
 
 
-def _examples(options: Options, use_hf: bool) -> list[Example]:
+def _examples(options: Options, use_hf: bool) -> tuple[list[Example], dict[str, int]]:
     if not options.dataset:
-        return []
+        return [], {}
     data = load_examples(
         options.dataset,
+        instructions=options.instructions,
         data_format=options.data_format,
         split=options.split,
         use_hf=use_hf,
         purpose="eval",
     )
-    return list(data.examples)
+    return list(data.examples), dict(data.report.dropped)
 
 
 def pairs_of(examples: Sequence[Example], count: int = PAIRS) -> list[Pair]:

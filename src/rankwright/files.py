@@ -7,6 +7,7 @@ marker holds the sizes of the other files, so a folder that lost some is told fr
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -121,3 +122,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.unlink(name)
         raise
     sync_names(path.parent)
+
+
+@contextlib.contextmanager
+def replacing_text(path: Path) -> Iterator[IO[str]]:
+    """``replacing``, opened for text in UTF-8."""
+    with replacing(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
+        yield text
+        text.flush()
+        text.detach()  # or it would close the file before it is synced

@@ -13,14 +13,16 @@ import logging
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rankwright.data.readers import FirstStage, iter_documents
 from rankwright.errors import CheckpointError, ConfigError
+from rankwright.progress import tracked
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -198,6 +200,50 @@ def best_documents(scores_N: NDArray[np.float32], k: int | None = None) -> Ints:
     found = np.flatnonzero((scores_N > 0) & (scores_N >= floor))
     order: Ints = found[np.argsort(-scores_N[found], kind="stable")][:k]
     return order
+
+
+def bm25_first_stage(top_k: int) -> FirstStage:
+    """BM25 over the corpus of a BEIR folder, as ``Analyzer`` and ``BM25`` have it by default.
+
+    A query that stands in the corpus itself, with its id and text, is not found by itself (ArguAna,
+    Quora; BEIR and MTEB leave it out, too).
+
+    Args:
+        top_k: documents of a query.
+
+    Raises:
+        ConfigError: bm25s is not installed.
+    """
+    import_bm25s("--first_stage bm25", "mine")
+
+    def search(folder: Path, queries: Mapping[str, str]) -> dict[str, dict[str, float]]:
+        ids: list[str] = []
+        itself: dict[str, int] = {}
+
+        def texts() -> Iterator[str]:
+            with tracked("indexing for BM25", None) as advance:
+                for identifier, text, _ in iter_documents(folder):
+                    advance(1)
+                    # behind its title, where it has one
+                    if text.endswith(queries.get(identifier, "\0")):
+                        itself[identifier] = len(ids)
+                    ids.append(identifier)
+                    yield text
+
+        index = BM25(texts(), Analyzer())
+        run: dict[str, dict[str, float]] = {}
+        with tracked("BM25", len(queries)) as advance:
+            for query_id, query in queries.items():
+                scores_N = index.scores(query)
+                if query_id in itself:
+                    scores_N[itself[query_id]] = 0
+                best = best_documents(scores_N, top_k).tolist()
+                if best:
+                    run[query_id] = {ids[n]: float(scores_N[n]) for n in best}
+                advance(1)
+        return run
+
+    return FirstStage(search, top_k)
 
 
 def dense_folder(name: str, *, use_hf: bool = True) -> Path:

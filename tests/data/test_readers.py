@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from rankwright.data.readers import (
     CONTRADICTION,
     EMPTY_DOCUMENT,
+    JUDGED_ALONE,
     NEGATIVE_JUDGEMENT,
     NO_DOCUMENTS,
     NOT_IN_CORPUS,
@@ -710,7 +711,8 @@ def test_beir_folder(packed: str, data_format: str | None, tmp_path: Path) -> No
         ),
     ]  # fmt: skip
     assert data.report.dropped == Counter({NOT_IN_CORPUS: 1, NOT_IN_QUERIES: 1})
-    assert data.report.noted == Counter({NEGATIVE_JUDGEMENT: 1})
+    assert data.report.noted == Counter({NEGATIVE_JUDGEMENT: 1, JUDGED_ALONE: 3})
+    assert load_examples(folder).report.noted == Counter({NEGATIVE_JUDGEMENT: 1})
     assert [(s.data_format, s.examples) for s in data.sources] == [("beir", 2)]
 
 

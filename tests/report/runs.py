@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from rankwright.records import length_summary, write_records
+from rankwright.evaluation import calibrate_lists
+from rankwright.records import length_summary, read_records, write_records
 from rankwright.types import Example
 from tests.tiny import examples
 
@@ -99,6 +100,15 @@ def make_run(
             **more,
         }
         (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+def calibrate(folder: Path, *goals: tuple[str, float]) -> Path:
+    """Fit the run's model to its validation rows, as ``train --calibrate platt`` does."""
+    lists = [record.scored() for record in read_records(folder, "after") or ()]
+    path = folder / "rankwright.json"
+    found = calibrate_lists(lists, "platt", goals).to_dict()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"calibration": found}))
     return folder
 
 

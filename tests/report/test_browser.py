@@ -12,7 +12,7 @@ import pytest
 
 from rankwright.report.folder import read_run
 from rankwright.report.page import write_report
-from tests.report.runs import constant, hostile_rows, make_run
+from tests.report.runs import calibrate, constant, hostile_rows, make_run
 
 pytest.importorskip("plotly", reason="extra report")
 
@@ -27,7 +27,11 @@ def write(folder: Path, **more: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("run"))
+    """Of a run with a saved calibration and thresholds."""
+    folder = make_run(tmp_path_factory.mktemp("run"))
+    calibrate(folder, ("precision", 0.6), ("recall", 0.9))
+    write_report(read_run(folder), folder / "report.html")
+    return folder / "report.html"
 
 
 class Opened:
@@ -172,10 +176,10 @@ def test_the_switch_changes_page_and_charts(opened: Opened) -> None:
     assert opened.errors == []
 
 
-@pytest.mark.parametrize("width", [360, 400])
-def test_narrow_screens(browser: Any, report: Path, width: int) -> None:
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (400, "dark")])
+def test_narrow_screens(browser: Any, report: Path, width: int, scheme: str) -> None:
     """Nothing sticks out, and the charts are as wide as the screen allows."""
-    found = Opened(browser, report, width=width)
+    found = Opened(browser, report, scheme, width)
     page = found.page
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for box in page.eval_on_selector_all(

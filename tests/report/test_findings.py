@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rankwright.calibration import expected_calibration_error, reliability, sigmoid
+from rankwright.calibration import reliability, sigmoid
+from rankwright.errors import CheckpointError
+from rankwright.report import charts
 from rankwright.report.charts import score_histograms, separation
-from rankwright.report.findings import BINS, Advice, find, series
+from rankwright.report.findings import Advice, find, series
 from rankwright.report.folder import Run, read_run
 from rankwright.types import Example
-from tests.report.runs import constant, good, high, make_run, noise
+from tests.report.runs import calibrate, constant, good, high, make_run, noise
 from tests.tiny import examples
 
 
@@ -25,29 +28,48 @@ def titles(run: Run, level: str | None = None) -> list[str]:
     return [a.title for a in find(run).advice if level in (None, a.level)]
 
 
-def test_reliability_by_hand() -> None:
-    """Bin (0.1, 0.2]: 0.15 and 0.2, one of two relevant; bin (0.9, 1]: 0.95 and 1, both.
+def test_reliability_is_that_of_calibrate(tmp_path: Path) -> None:
+    """The same bins and figures as ``rankwright calibrate`` prints, soft labels as they are."""
+    rows = examples(40, 6)
+    for row in rows:
+        row.labels[1] = 0.5
+    folder = calibrate(make_run(tmp_path / "run", rows=rows))
+    run = read_run(folder)
+    assert run.calibration is not None
+    chart, bars = charts.calibration(run, find(run))
+    record = run.calibration.record
+    for name, kind in (("after training", "before"), ("calibrated", "after")):
+        ece, brier = (record[kind][figure] for figure in ("ece", "brier"))
+        assert (
+            f"{name}: expected calibration error {ece:.4f}, Brier score {brier:.4f}" in chart.text
+        )
+    assert record["after"]["ece"] < record["before"]["ece"]
+    assert run.after is not None
+    scores_P = np.array([score for one in run.after for score in one.scores])
+    labels_P = np.array([label for one in run.after for label in one.labels])
+    bins = reliability(run.calibration.probabilities(scores_P), labels_P)
+    found = [row for row in chart.rows if row[0] == "calibrated"]
+    assert [row[2] for row in found] == [part.count for part in bins]
+    assert [row[4] for row in found] == [charts.number(part.frequency) for part in bins]
+    assert bars.rows == [row[:3] for row in chart.rows]
 
-    The error is (2 |0.5 - 0.175| + 2 |1 - 0.975|) / 4 = 0.175.
-    """
-    p, y = np.array([0.15, 0.2, 0.95, 1.0]), np.array([True, False, True, True])
-    low, top = reliability(p, y, BINS)
-    assert (low.low, low.high, low.count) == (pytest.approx(0.1), pytest.approx(0.2), 2)
-    assert (low.confidence, low.frequency) == (pytest.approx(0.175), 0.5)
-    assert (top.count, top.confidence, top.frequency) == (2, pytest.approx(0.975), 1.0)
-    assert expected_calibration_error(p, y, BINS) == pytest.approx(0.175)
-    assert expected_calibration_error(np.array([0.0, 1.0]), np.array([False, True]), BINS) == 0
 
-
-def test_reliability_is_scikit_learns() -> None:
-    calibration = pytest.importorskip("sklearn.calibration")
-    rng = np.random.default_rng(0)
-    p = rng.uniform(size=500)
-    y = rng.uniform(size=500) < p**2
-    frequency, confidence = calibration.calibration_curve(y, p, n_bins=10)
-    found = reliability(p, y, BINS)
-    assert [part.frequency for part in found] == pytest.approx(frequency.tolist())
-    assert [part.confidence for part in found] == pytest.approx(confidence.tolist())
+def test_a_saved_calibration_is_judged_in_place_of_the_sigmoid(tmp_path: Path) -> None:
+    """Logits far too high: a note says so until a calibration is saved, and again if it is off."""
+    folder = make_run(tmp_path / "run", noise, high)
+    plain, off = "The probabilities cannot be taken at their word", "The saved calibration does not"
+    assert plain in titles(read_run(folder), "note")
+    calibrate(folder)
+    assert not [title for title in titles(read_run(folder)) if title.startswith((plain, off))]
+    path = folder / "rankwright.json"
+    spec = json.loads(path.read_text())
+    spec["calibration"]["parameters"]["bias"] += 5
+    path.write_text(json.dumps(spec))
+    assert [title for title in titles(read_run(folder), "warning") if title.startswith(off)]
+    spec["calibration"]["method"] = "guess"
+    path.write_text(json.dumps(spec))
+    with pytest.raises(CheckpointError, match="the calibration in rankwright"):
+        read_run(folder)
 
 
 def test_sigmoid_does_not_overflow() -> None:

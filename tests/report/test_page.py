@@ -18,7 +18,7 @@ from rankwright.report.findings import find
 from rankwright.report.folder import read_run
 from rankwright.report.page import render
 from rankwright.types import Example
-from tests.report.runs import good, hostile_rows, make_run, noise
+from tests.report.runs import calibrate, good, hostile_rows, make_run, noise
 from tests.tiny import examples, save_base
 
 pytest.importorskip("plotly", reason="extra report")
@@ -59,6 +59,22 @@ def page_of(folder: Path, other: Path | None = None) -> tuple[str, Page]:
     rival = read_run(other) if other else None
     text = render(run, find(run, rival), rival)
     return text, Page(text)
+
+
+def test_a_saved_calibration_is_shown(tmp_path: Path) -> None:
+    """Its parameters, its held-out figures, its thresholds, and its curve beside the sigmoid's."""
+    folder = make_run(tmp_path / "run")
+    _, page = page_of(folder)
+    assert "keeps a calibration" not in page.text
+    calibrate(folder, ("recall", 0.9))
+    _, page = page_of(folder)
+    saved = json.loads((folder / "rankwright.json").read_text())["calibration"]
+    assert f"platt: scale {saved['parameters']['scale']:.4f}, bias" in page.text
+    assert f"calibration error {saved['record']['held_out']['ece']:.4f}" in page.text
+    assert "80 queries, 480 documents" in page.text
+    assert f"recall {saved['thresholds'][0]['recall']:.4f}" in page.text
+    assert "after training: expected calibration error" in page.text
+    assert "calibrated: expected calibration error" in page.text
 
 
 def test_the_page_is_whole(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.commands.common import (
+    RowArguments,
+    ScoringArguments,
     load_reranker,
     load_rows,
     own,
@@ -25,12 +27,6 @@ class CalibrateArguments:
         default_factory=list,
         metadata={"help": "rows with labels that the model was not trained on"},
     )
-    data_format: str | None = dataclasses.field(
-        default=None, metadata={"help": "name of the row layout; default: by columns"}
-    )
-    split: str | None = dataclasses.field(
-        default=None, metadata={"help": "which files of a folder or hub dataset"}
-    )
     method: str = dataclasses.field(
         default="platt",
         metadata={"help": "platt: sigmoid(a * score + b); temperature: sigmoid(score / T)"},
@@ -46,10 +42,6 @@ class CalibrateArguments:
     folds: int = dataclasses.field(
         default=5, metadata={"help": "parts of the queries for the held-out figures"}
     )
-    batch_tokens: int | None = dataclasses.field(
-        default=None,
-        metadata={"help": "tokens scored at a time; default: 4096 on a CPU, 16384 elsewhere"},
-    )
     output: str | None = dataclasses.field(
         default=None,
         metadata={
@@ -63,7 +55,7 @@ def types() -> list[type]:
     """The command's arguments."""
     from rankwright.arguments import ModelArguments, PassageArguments
 
-    return [CalibrateArguments, ModelArguments, PassageArguments]
+    return [CalibrateArguments, RowArguments, ScoringArguments, ModelArguments, PassageArguments]
 
 
 def run(words: list[str]) -> int:
@@ -82,8 +74,8 @@ def run(words: list[str]) -> int:
     goals = check_goals(options.precision, options.recall)
     if options.folds < 2:
         raise ConfigError(f"--folds {options.folds} is less than 2")
-    examples = load_rows(options, given)
-    reranker = load_reranker(given, options.batch_tokens)
+    examples = load_rows(options.dataset, given)
+    reranker = load_reranker(given)
     if options.output is None:
         _check_folder(reranker)
     with tracked("ranking", len(examples)) as advance:

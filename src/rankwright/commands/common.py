@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rankwright.errors import ConfigError
+from rankwright.files import replacing_text
+
+if TYPE_CHECKING:
+    from rankwright.data.readers import FirstStage
+
+
+@dataclass
+class RowArguments:
+    """How rows are read."""
+
+    instructions: list[str] = dataclasses.field(
+        default_factory=list,
+        metadata={"help": "task description of each dataset's rows, '' for none; a row's own wins"},
+    )
+    data_format: str | None = dataclasses.field(
+        default=None, metadata={"help": "name of the row layout; default: by columns"}
+    )
+    split: str | None = dataclasses.field(
+        default=None, metadata={"help": "which files of a folder or hub dataset"}
+    )
+
+
+@dataclass
+class ScoringArguments:
+    """How much is scored at a time."""
+
+    batch_tokens: int | None = dataclasses.field(
+        default=None,
+        metadata={"help": "tokens scored at a time; default: 4096 on a CPU, 16384 elsewhere"},
+    )
 
 
 def parse(command: str, types: Sequence[type], words: list[str], **options: Any) -> dict[str, Any]:
@@ -38,7 +68,7 @@ def model_arguments(given: dict[str, Any]) -> Any:
     return own(room.ModelArguments, {**environment, **given})
 
 
-def load_reranker(given: dict[str, Any], batch_tokens: int | None) -> Any:
+def load_reranker(given: dict[str, Any]) -> Any:
     """Load the model that the arguments name."""
     from rankwright import arguments as room
     from rankwright.ranking import Reranker
@@ -46,8 +76,12 @@ def load_reranker(given: dict[str, Any], batch_tokens: int | None) -> Any:
     model = model_arguments(given)
     room.check_model_arguments(model)
     passages = room.find_passages(own(room.PassageArguments, given))
+    scoring = own(ScoringArguments, given)
     return Reranker.load(
-        model.model, batch_tokens=batch_tokens, passages=passages, **room.load_options(model)
+        model.model,
+        batch_tokens=scoring.batch_tokens,
+        passages=passages,
+        **room.load_options(model),
     )
 
 
@@ -57,19 +91,26 @@ def names_in_front(words: list[str]) -> tuple[list[str], list[str]]:
     return words[:count], words[count:]
 
 
-def load_rows(options: Any, given: dict[str, Any], instructions: Sequence[str] = ()) -> Any:
+def load_rows(
+    dataset: list[str], given: dict[str, Any], first_stage: FirstStage | None = None
+) -> Any:
     """Read the rows of ``--dataset`` to rank them, and print what was left out."""
-    from rankwright.data.readers import load_examples
+    from rankwright.data.readers import JUDGED_ALONE, load_examples
+    from rankwright.progress import console
 
+    rows = own(RowArguments, given)
     data = load_examples(
-        options.dataset,
-        instructions=instructions,
-        data_format=options.data_format,
-        split=options.split,
+        dataset,
+        instructions=rows.instructions,
+        data_format=rows.data_format,
+        split=rows.split,
         use_hf=model_arguments(given).use_hf,
         purpose="eval",
+        first_stage=first_stage,
     )
     report_dropped(data.report.dropped)
+    if alone := data.report.noted[JUDGED_ALONE]:
+        console.print(f"{alone} x {JUDGED_ALONE}; see rankwright evaluate --first_stage")
     return data.examples
 
 
@@ -109,13 +150,6 @@ def make_folder(output: str) -> None:
         raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from error
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value, under its name only when it is whole."""
-    with _whole_file(path) as file:
-        json.dump(value, file, ensure_ascii=False, indent=1)
-        file.write("\n")
-
-
 def writer(output: str | None, source: str | None = None) -> Any:
     """Standard output, or a file that takes its name only when it is whole."""
     if output is None:
@@ -124,15 +158,13 @@ def writer(output: str | None, source: str | None = None) -> Any:
         same = os.path.samefile(source, output)
         if same:
             raise ConfigError(f"--output {output} is the input; name another file")
-    return _whole_file(Path(output))
+    return _whole_file(output)
 
 
 @contextmanager
-def _whole_file(path: Path) -> Iterator[IO[str]]:
-    part = path.with_name(path.name + ".part")
+def _whole_file(output: str) -> Iterator[IO[str]]:
     try:
-        with open(part, "w", encoding="utf-8") as handle:
-            yield handle
-        os.replace(part, path)
+        with replacing_text(Path(output)) as file:
+            yield file
     except OSError as error:
-        raise ConfigError(f"--output {path} cannot be written: {error.strerror}") from error
+        raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from error

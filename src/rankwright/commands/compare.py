@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rankwright.commands.common import (
+    RowArguments,
+    ScoringArguments,
     load_reranker,
     load_rows,
     make_folder,
@@ -34,16 +36,6 @@ class CompareArguments:
     qrels: str | None = dataclasses.field(
         default=None, metadata={"help": "TREC judgements, in place of --dataset for two run files"}
     )
-    instructions: list[str] = dataclasses.field(
-        default_factory=list,
-        metadata={"help": "task description of each dataset's rows, '' for none; a row's own wins"},
-    )
-    data_format: str | None = dataclasses.field(
-        default=None, metadata={"help": "name of the row layout; default: by columns"}
-    )
-    split: str | None = dataclasses.field(
-        default=None, metadata={"help": "which files of a folder or hub dataset"}
-    )
     metrics: list[str] = dataclasses.field(
         default_factory=lambda: ["ndcg@10", "mrr@10", "map"],
         metadata={
@@ -61,10 +53,6 @@ class CompareArguments:
         default=10_000, metadata={"help": "resamples of the bootstrap and of the test"}
     )
     seed: int = dataclasses.field(default=42, metadata={"help": "of the resamples"})
-    batch_tokens: int | None = dataclasses.field(
-        default=None,
-        metadata={"help": "tokens scored at a time; default: 4096 on a CPU, 16384 elsewhere"},
-    )
     output: str | None = dataclasses.field(
         default=None,
         metadata={"help": "folder for comparison.json, per_query.csv, both runs and qrels.txt"},
@@ -75,7 +63,7 @@ def types() -> list[type]:
     """The command's arguments."""
     from rankwright.arguments import ModelArguments, PassageArguments
 
-    return [CompareArguments, ModelArguments, PassageArguments]
+    return [CompareArguments, RowArguments, ScoringArguments, ModelArguments, PassageArguments]
 
 
 def run(words: list[str]) -> int:
@@ -158,7 +146,7 @@ def _rows(
 
     runs = {name: read_trec_run(name) for name in names if _is_run(name)}
     if options.qrels is None:
-        return load_rows(options, given, options.instructions), runs
+        return load_rows(options.dataset, given), runs
     qrels = read_qrels(options.qrels)
     without = {query for run in runs.values() for query in run} - set(qrels)
     if without:
@@ -189,7 +177,7 @@ def _lists(
     # a base model's new head is random, and the same model is to equal itself
     torch.manual_seed(options.seed)
     try:
-        reranker = load_reranker({**given, "model": name}, options.batch_tokens)
+        reranker = load_reranker({**given, "model": name})
     except ConfigError as error:
         if Path(name).suffix in (".trec", ".run", ".txt", ".tsv"):
             raise DataError(f"the run {name} is not there; check the path") from error

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rankwright.commands.common import (
+    RowArguments,
+    ScoringArguments,
     load_reranker,
     load_rows,
     make_folder,
@@ -15,9 +18,11 @@ from rankwright.commands.common import (
     own,
     parse,
     report_truncation,
-    write_json,
 )
 from rankwright.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rankwright.data.readers import FirstStage
 
 
 @dataclass
@@ -26,16 +31,6 @@ class EvaluateArguments:
 
     dataset: list[str] = dataclasses.field(
         default_factory=list, metadata={"help": "files, folders or hub ids of rows"}
-    )
-    instructions: list[str] = dataclasses.field(
-        default_factory=list,
-        metadata={"help": "task description of each dataset's rows, '' for none; a row's own wins"},
-    )
-    data_format: str | None = dataclasses.field(
-        default=None, metadata={"help": "name of the row layout; default: by columns"}
-    )
-    split: str | None = dataclasses.field(
-        default=None, metadata={"help": "which files of a folder or hub dataset"}
     )
     metrics: list[str] = dataclasses.field(
         default_factory=lambda: ["ndcg@10", "mrr@10", "map"],
@@ -53,16 +48,13 @@ class EvaluateArguments:
     first_stage: str | None = dataclasses.field(
         default=None,
         metadata={
-            "help": "where candidates come from if a task brings none: bm25 (default), or a folder "
-            "of mteb's predictions"
+            "help": "where candidates come from: bm25, or a TREC run for a BEIR folder (default: "
+            "the run that it holds, else its judged documents), or a folder of mteb's predictions "
+            "for --mteb_tasks (default: the task's own, else bm25)"
         },
     )
     top_k: int = dataclasses.field(
-        default=100, metadata={"help": "candidates of a query that the first stage finds"}
-    )
-    batch_tokens: int | None = dataclasses.field(
-        default=None,
-        metadata={"help": "tokens scored at a time; default: 4096 on a CPU, 16384 elsewhere"},
+        default=100, metadata={"help": "candidates of a query that --first_stage gives"}
     )
     output: str | None = dataclasses.field(
         default=None, metadata={"help": "folder for metrics.json, run.trec and qrels.txt"}
@@ -73,7 +65,7 @@ def types() -> list[type]:
     """The command's arguments."""
     from rankwright.arguments import ModelArguments, PassageArguments
 
-    return [EvaluateArguments, ModelArguments, PassageArguments]
+    return [EvaluateArguments, RowArguments, ScoringArguments, ModelArguments, PassageArguments]
 
 
 def run(words: list[str]) -> int:
@@ -97,10 +89,8 @@ def run(words: list[str]) -> int:
         make_folder(options.output)
     if options.mteb_tasks:
         return _run_tasks(given, options)
-    if options.first_stage is not None:
-        raise ConfigError("--first_stage goes with --mteb_tasks; rows have their candidates")
-    examples = load_rows(options, given, options.instructions)
-    reranker = load_reranker(given, options.batch_tokens)
+    examples = load_rows(options.dataset, given, _first_stage(options))
+    reranker = load_reranker(given)
     with tracked("ranking", len(examples)) as advance:
         lists = reranker.score_examples(examples, advance)
     result = evaluate_scores(lists, options.metrics)
@@ -128,17 +118,37 @@ def run(words: list[str]) -> int:
     return 0
 
 
+def _first_stage(options: EvaluateArguments) -> FirstStage | None:
+    """Where the candidates of a BEIR folder come from; None for what lies in it."""
+    if options.first_stage is None:
+        return None
+    from rankwright.data.readers import run_file
+
+    path = Path(options.first_stage).expanduser()
+    if path.is_file():
+        return run_file(path, options.top_k)
+    if options.first_stage != "bm25":
+        raise ConfigError(
+            f"--first_stage {options.first_stage} is no file; give bm25, or a TREC run of the BEIR "
+            "folder's queries"
+        )
+    from rankwright.retrieval import bm25_first_stage
+
+    return bm25_first_stage(options.top_k)
+
+
 def _run_tasks(given: dict[str, Any], options: Any) -> int:
     """Evaluate on tasks of mteb."""
+    rows = own(RowArguments, given)
     for name in ("data_format", "split"):
-        if getattr(options, name) is not None:
+        if getattr(rows, name) is not None:
             raise ConfigError(f"--{name} goes with --dataset; tasks of mteb know theirs")
-    from rankwright.evaluation import metrics_table
+    from rankwright.evaluation import metrics_table, write_text
     from rankwright.mteb_tasks import evaluate_tasks, find_tasks
     from rankwright.progress import console, tracked
 
     tasks = find_tasks(options.mteb_tasks)
-    reranker = load_reranker(given, options.batch_tokens)
+    reranker = load_reranker(given)
     model = model_arguments(given)
     folder = Path(model.model)
     results = evaluate_tasks(
@@ -147,7 +157,7 @@ def _run_tasks(given: dict[str, Any], options: Any) -> int:
         options.metrics,
         model_name=f"rankwright/{folder.resolve().name}" if folder.exists() else model.model,
         revision=model.revision,
-        instructions=options.instructions,
+        instructions=rows.instructions,
         first_stage=options.first_stage,
         top_k=options.top_k,
         output=None if options.output is None else Path(options.output),
@@ -161,21 +171,20 @@ def _run_tasks(given: dict[str, Any], options: Any) -> int:
     console.print(metrics_table(table, "Scores of mteb, and ours (ties by expectation)"))
     report_truncation(reranker.truncated, reranker)
     if options.output is not None:
-        write_json(
-            Path(options.output) / "metrics.json",
-            [
-                {
-                    "task": result.task,
-                    "subset": result.subset,
-                    "split": result.split,
-                    "instruction": result.instruction,
-                    "main_score": result.main_score,
-                    "mteb": result.scores,
-                    "rankwright": result.ours.to_dict(),
-                }
-                for result in results
-            ],
-        )
+        found = [
+            {
+                "task": result.task,
+                "subset": result.subset,
+                "split": result.split,
+                "instruction": result.instruction,
+                "main_score": result.main_score,
+                "mteb": result.scores,
+                "rankwright": result.ours.to_dict(),
+            }
+            for result in results
+        ]
+        text = json.dumps(found, ensure_ascii=False, indent=1)
+        write_text(Path(options.output) / "metrics.json", text + "\n")
         console.print(
             f"written to {options.output}: metrics.json; mteb's own files in results and "
             "predictions"

@@ -6,7 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from rankwright.commands.common import model_arguments, own, parse
+from rankwright.commands.common import (
+    RowArguments,
+    model_arguments,
+    own,
+    parse,
+    report_dropped,
+)
 from rankwright.errors import ConfigError
 
 
@@ -24,12 +30,6 @@ class ExportArguments:
     dataset: list[str] = dataclasses.field(
         default_factory=list,
         metadata={"help": "rows whose first 50 pairs are scored by both; default: built-in pairs"},
-    )
-    data_format: str | None = dataclasses.field(
-        default=None, metadata={"help": "name of the row layout; default: by columns"}
-    )
-    split: str | None = dataclasses.field(
-        default=None, metadata={"help": "which files of a folder or hub dataset"}
     )
     tolerance: float | None = dataclasses.field(
         default=None,
@@ -56,7 +56,7 @@ def types() -> list[type]:
     """The command's arguments."""
     from rankwright.arguments import ModelArguments
 
-    return [ExportArguments, ModelArguments]
+    return [ExportArguments, RowArguments, ModelArguments]
 
 
 def run(words: list[str]) -> int:
@@ -68,6 +68,12 @@ def run(words: list[str]) -> int:
             raise ConfigError(f"--{name} is missing; see rankwright export --help")
     if arguments.public and arguments.push_to_hub is None:
         raise ConfigError("--public goes with --push_to_hub owner/name; leave it out or give both")
+    rows = own(RowArguments, given)
+    if rows.instructions and arguments.quantize is None:
+        raise ConfigError(
+            "--instructions goes with --quantize int8, whose NDCG@10 is measured with them; the "
+            "pairs are scored without, as the tools know the model's own alone; leave it out"
+        )
     from rankwright import arguments as room
     from rankwright import hub
     from rankwright.export import Options, export_model, find_export
@@ -86,8 +92,9 @@ def run(words: list[str]) -> int:
         max_ndcg_loss=arguments.max_ndcg_loss,
         tolerance=arguments.tolerance,
         dataset=arguments.dataset,
-        data_format=arguments.data_format,
-        split=arguments.split,
+        instructions=rows.instructions,
+        data_format=rows.data_format,
+        split=rows.split,
         name=target.name if target else None,
     )
     result = export_model(model.model, arguments.to, arguments.output, options, **load)
@@ -110,6 +117,7 @@ def _report(result: Any) -> None:
     def line(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    report_dropped(result.dropped)
     for name, size in result.sizes.items():
         line(f"{name}: {size / 2**20:.1f} MiB ({result.dtype})")
     allowed = "" if result.tolerance is None else f" (at most {result.tolerance:g} is allowed)"

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.commands.common import (
+    RowArguments,
+    ScoringArguments,
     load_reranker,
     model_arguments,
     own,
@@ -41,13 +43,6 @@ class RankArguments:
         default_factory=list,
         metadata={"help": "with --write_scores: files, folders or hub ids of training rows"},
     )
-    data_format: str | None = dataclasses.field(
-        default=None, metadata={"help": "name of their layout; default: by columns"}
-    )
-    instructions: list[str] = dataclasses.field(
-        default_factory=list,
-        metadata={"help": "task description of each dataset's rows, '' for none; a row's own wins"},
-    )
     write_scores: str | None = dataclasses.field(
         default=None,
         metadata={
@@ -70,17 +65,13 @@ class RankArguments:
             "that the model was calibrated for, such as precision@0.9 or recall@0.95"
         },
     )
-    batch_tokens: int | None = dataclasses.field(
-        default=None,
-        metadata={"help": "tokens scored at a time; default: 4096 on a CPU, 16384 elsewhere"},
-    )
 
 
 def types() -> list[type]:
     """The command's arguments."""
     from rankwright.arguments import ModelArguments, PassageArguments
 
-    return [RankArguments, ModelArguments, PassageArguments]
+    return [RankArguments, RowArguments, ScoringArguments, ModelArguments, PassageArguments]
 
 
 def run(words: list[str]) -> int:
@@ -100,7 +91,7 @@ def run(words: list[str]) -> int:
         raise ConfigError("--query and --documents belong together; give both")
     number = _number(options.threshold)
     documents = _read_documents(Path(options.documents)) if one else None
-    reranker = load_reranker(given, options.batch_tokens)
+    reranker = load_reranker(given)
     edge = _Edge(reranker, options, number)
     if documents is not None:
         _rank_one(reranker, options, edge, documents)
@@ -136,15 +127,17 @@ def _write_scores(given: dict[str, Any], options: Any, *, others: bool) -> int:
     for file in source_files(options.dataset, use_hf=model.use_hf) or ():
         if path.exists() and file.samefile(path):
             raise ConfigError(f"--write_scores {path} is the dataset; name another file")
+    read = own(RowArguments, given)
     data = load_store(
         options.dataset,
         cache_folder(DataArguments()),
-        instructions=options.instructions or None,
-        data_format=options.data_format,
+        instructions=read.instructions or None,
+        data_format=read.data_format,
+        split=read.split,
         use_hf=model.use_hf,
     )
     report_dropped(data.report.dropped)
-    reranker = load_reranker(given, options.batch_tokens)
+    reranker = load_reranker(given)
     rows, key = len(data.examples), None
     if isinstance(data.examples, ExampleStore):
         folder = resolve_model(model.model, use_hf=model.use_hf, revision=model.revision)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.commands.common import (
+    RowArguments,
+    ScoringArguments,
     load_reranker,
     load_rows,
     names_in_front,
@@ -32,27 +34,13 @@ class ReportArguments:
         default_factory=list,
         metadata={"help": "rows to rank with the model now, in place of the run's validation rows"},
     )
-    instructions: list[str] = dataclasses.field(
-        default_factory=list,
-        metadata={"help": "task description of each dataset's rows, '' for none; a row's own wins"},
-    )
-    data_format: str | None = dataclasses.field(
-        default=None, metadata={"help": "name of the row layout; default: by columns"}
-    )
-    split: str | None = dataclasses.field(
-        default=None, metadata={"help": "which files of a folder or hub dataset"}
-    )
-    batch_tokens: int | None = dataclasses.field(
-        default=None,
-        metadata={"help": "tokens scored at a time; default: 4096 on a CPU, 16384 elsewhere"},
-    )
 
 
 def types() -> list[type]:
     """The command's arguments."""
     from rankwright.arguments import ModelArguments, PassageArguments
 
-    return [ReportArguments, ModelArguments, PassageArguments]
+    return [ReportArguments, RowArguments, ScoringArguments, ModelArguments, PassageArguments]
 
 
 def run(words: list[str]) -> int:
@@ -91,8 +79,8 @@ def _rank(found: Any, options: ReportArguments, given: dict[str, Any]) -> None:
     from rankwright.progress import tracked
     from rankwright.report.folder import rank_rows
 
-    examples = load_rows(options, given, options.instructions)
-    reranker = load_reranker({**given, "model": str(found.folder)}, options.batch_tokens)
+    examples = load_rows(options.dataset, given)
+    reranker = load_reranker({**given, "model": str(found.folder)})
     with tracked(f"ranking with {found.name}", len(examples)) as advance:
         lists = reranker.score_examples(examples, advance)
     report_truncation(reranker.truncated, reranker, f" by {found.name}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright.arguments import ModelArguments, PassageArguments
-from rankwright.commands.common import load_reranker, own, parse
+from rankwright.commands.common import ScoringArguments, load_reranker, own, parse
 from rankwright.errors import ConfigError
 
 
@@ -34,10 +34,6 @@ class ServeArguments:
     served_model_name: list[str] = dataclasses.field(
         default_factory=list,
         metadata={"help": "names for --model, in its order; default: the folder's name or the id"},
-    )
-    batch_tokens: int | None = dataclasses.field(
-        default=None,
-        metadata={"help": "tokens scored at a time; default: 4096 on a CPU, 16384 elsewhere"},
     )
     max_wait_ms: float = dataclasses.field(
         default=3.0,
@@ -76,7 +72,7 @@ class ServedModelArguments(ModelArguments):
 
 def types() -> list[type]:
     """The command's arguments."""
-    return [ServeArguments, ServedModelArguments, PassageArguments]
+    return [ServeArguments, ScoringArguments, ServedModelArguments, PassageArguments]
 
 
 def run(words: list[str]) -> int:
@@ -117,7 +113,7 @@ def run(words: list[str]) -> int:
         scorers: list[Any] = []
         for name, model in zip(names, models, strict=True):
             with console.status(escape(f"loading {name}")):
-                reranker = load_reranker({**given, "model": model}, options.batch_tokens)
+                reranker = load_reranker({**given, "model": model})
                 # the first call of a model takes longer than the next ones
                 reranker.rank("a query", ["a document", "another document"])
             scorers.append(ModelScorer(reranker, name))

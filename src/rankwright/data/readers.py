@@ -49,6 +49,8 @@ NOT_IN_CORPUS = "document id that the corpus does not hold"
 NOT_IN_QUERIES = "judged query that the queries file does not hold"
 NOT_IN_RUN = "judged query that the run does not hold"
 NOT_JUDGED = "query of the run without a judgement"
+BEHIND = "document of the run behind --top_k"
+JUDGED_ALONE = "query whose candidates are its judged documents alone, for want of a run"
 NEGATIVE_JUDGEMENT = "judgement below 0 read as 0"
 
 
@@ -1135,8 +1137,40 @@ def _separated(path: Path, shown: str) -> Iterator[tuple[Row, list[str]]]:
                 yield Row({}, (), place, "", textual=True), cells
 
 
-def _beir_run(path: Path, shown: str) -> dict[str, dict[str, float]]:
-    run: dict[str, dict[str, float]] = {}
+Run = dict[str, dict[str, float]]
+"""Query id -> document id -> score of a first stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStage:
+    """Where the candidates of a BEIR folder come from, in place of the run that it may hold.
+
+    Attributes:
+        search: from the folder and its judged queries (id -> text) to a run.
+        top_k: documents kept of each query, the best ones; of equal ones those that come first.
+    """
+
+    search: Callable[[Path, Mapping[str, str]], Run]
+    top_k: int
+
+
+def run_file(path: Path, top_k: int) -> FirstStage:
+    """A TREC run as first stage.
+
+    Args:
+        path: the file, which may be gzipped.
+        top_k: see ``FirstStage``.
+    """
+    return FirstStage(lambda *_: _beir_run(path, str(path)), top_k)
+
+
+def _first(ranked: Mapping[str, float], count: int) -> dict[str, float]:
+    """The best documents of a query."""
+    return dict(sorted(ranked.items(), key=lambda item: -item[1])[:count])
+
+
+def _beir_run(path: Path, shown: str) -> Run:
+    run: Run = {}
     for row, cells in _separated(path, shown):
         if len(cells) != 6:
             raise row.error(
@@ -1182,6 +1216,7 @@ def _beir_examples(
     purpose: Purpose,
     report: LoadReport,
     progress: Progress | None,
+    first_stage: FirstStage | None,
 ) -> Iterator[Example]:
     def name(path: Path) -> str:
         return f"{shown}/{path.relative_to(folder).as_posix()}"
@@ -1205,8 +1240,15 @@ def _beir_examples(
                     "different scores; keep one"
                 )
     split = split or _split_of(qrels_files[0], folder)
-    run_file = None if purpose == "mine" else _choose_run(folder, split)
-    run = _beir_run(run_file, name(run_file)) if run_file else None
+    queries = dict(_beir_texts(folder, "queries", set(qrels), name, progress))
+    run: Run | None = None
+    if first_stage is not None:
+        found = first_stage.search(folder, {i: text for i, (text, _) in queries.items()})
+        run = {query_id: _first(ranked, first_stage.top_k) for query_id, ranked in found.items()}
+        cut = sum(len(found[i]) - len(ranked) for i, ranked in run.items() if i in qrels)
+        _count(report.dropped, BEHIND, cut)
+    elif purpose != "mine" and (chosen := _choose_run(folder, split)):
+        run = _beir_run(chosen, name(chosen))
     scored = run is not None
     if run is None and purpose != "mine" and (top_ranked := _parts(folder, "top_ranked")):
         run = {}
@@ -1220,6 +1262,7 @@ def _beir_examples(
     for query_id, judged in qrels.items():
         if run is None:
             candidates[query_id] = judged
+            _count(report.noted, JUDGED_ALONE, purpose == "eval")
         elif query_id in run:
             candidates[query_id] = run[query_id]
             missed = sum(score > 0 and d not in run[query_id] for d, score in judged.items())
@@ -1229,7 +1272,6 @@ def _beir_examples(
             _count(report.dropped, NOT_IN_RUN, 1)
     wanted = {document_id for ranked in candidates.values() for document_id in ranked}
     texts = dict(_beir_texts(folder, "corpus", wanted, name, progress))
-    queries = dict(_beir_texts(folder, "queries", set(candidates), name, progress))
     for query_id, ranked in candidates.items():
         if query_id not in queries:
             _count(report.dropped, NOT_IN_QUERIES, 1)
@@ -1520,6 +1562,7 @@ def load_examples(
     revision: str | None = None,
     purpose: Purpose = "train",
     progress: Progress | None = None,
+    first_stage: FirstStage | None = None,
 ) -> LoadedData:
     """Read datasets into examples.
 
@@ -1540,12 +1583,14 @@ def load_examples(
         purpose: what the rows are for; ``train`` and ``mine`` warn of a known benchmark's test
             split, and ``mine`` reads all that is judged in a BEIR folder, whatever run it holds.
         progress: called with a file's name and the rows read so far, now and then.
+        first_stage: where the candidates of BEIR folders come from, in place of their own runs.
 
     Returns:
         The examples, with query ids that are unique among them, what was left out, and the sources.
 
     Raises:
-        ConfigError: an unknown layout, a bad sampling number, a hub dataset that cannot be had.
+        ConfigError: an unknown layout, a bad sampling number, a hub dataset that cannot be had, a
+            first stage for what is no BEIR folder.
         DataError: a file or row that cannot be read, or nothing left of a dataset.
     """
     data = LoadedData([])
@@ -1561,6 +1606,7 @@ def load_examples(
         revision=revision,
         purpose=purpose,
         progress=progress,
+        first_stage=first_stage,
     ):
         rows = list(found)
         ids, repeated = unique_ids([example.query_id for example in rows])
@@ -1594,6 +1640,7 @@ def iter_datasets(
     revision: str | None = None,
     purpose: Purpose = "train",
     progress: Progress | None = None,
+    first_stage: FirstStage | None = None,
 ) -> Iterator[tuple[int | None, Iterator[Example]]]:
     """Read datasets as streams; see ``load_examples``.
 
@@ -1608,6 +1655,7 @@ def iter_datasets(
         revision: see there.
         purpose: see there.
         progress: see there.
+        first_stage: see there.
 
     Yields:
         For each dataset the number that is to be taken of it, if any, and all its examples, with
@@ -1625,7 +1673,7 @@ def iter_datasets(
             dropped = report.dropped.copy()
             count = 0
             for shown, layout, found in _read_source(
-                path, spec.name, subset, named, split, purpose, report, progress
+                path, spec.name, subset, named, split, purpose, report, progress, first_stage
             ):
                 start = count
                 for example in found:
@@ -1679,6 +1727,7 @@ def _read_source(
     purpose: Purpose,
     report: LoadReport,
     progress: Progress | None,
+    first_stage: FirstStage | None,
 ) -> Iterator[tuple[str, str, Iterator[Example]]]:
     """The files of one dataset: (name, layout, examples)."""
     folder = path / subset if subset and (path / subset).is_dir() else path
@@ -1692,8 +1741,14 @@ def _read_source(
             qrels = _parts(folder, "qrels")
             chosen = _choose_split(qrels, folder, name, split, purpose) if qrels else []
             _warn_of_benchmark(name, chosen, folder, report)
-        yield name, "beir", _beir_examples(folder, name, split, purpose, report, progress)
+        found = _beir_examples(folder, name, split, purpose, report, progress, first_stage)
+        yield name, "beir", found
         return
+    if first_stage is not None:
+        raise ConfigError(
+            f"--first_stage goes with BEIR folders (corpus.jsonl, queries.jsonl, qrels) and with "
+            f"--mteb_tasks; the rows of {name} have their candidates"
+        )
     if not path.is_dir():
         if named is not None and named.name == "beir":
             raise DataError(

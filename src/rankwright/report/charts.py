@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from rankwright.calibration import expected_calibration_error, reliability, sigmoid
+from rankwright.calibration import BINS as CALIBRATION_BINS
+from rankwright.calibration import figures, reliability, sigmoid
 from rankwright.comparison import Comparison
 from rankwright.errors import ConfigError
 from rankwright.metrics import FloatArray
@@ -391,50 +392,58 @@ def separation(scores: Scores) -> float | None:
     return float(found / (count * others))
 
 
-def calibration(findings: Findings) -> list[Chart]:
-    """The reliability diagram and how many documents stand behind each of its points."""
-    known = [
-        (side, scores)
+def calibration(run: Run, findings: Findings) -> list[Chart]:
+    """The reliability diagram and how many documents stand behind each of its points.
+
+    With a saved calibration also that of the probabilities which it gives.
+    """
+    known: list[tuple[str, str, Scores, FloatArray]] = [
+        (f"{side} training", side, scores, scores.scores_P)
         for side, scores in ((BEFORE, findings.before), (AFTER, findings.after))
         if scores is not None
     ]
     if not known:
         return []
+    if run.calibration is not None and findings.after is not None:
+        logits_P = run.calibration.logits(findings.after.scores_P)
+        known.append(("calibrated", "positive", findings.after, logits_P))
     perfect = _line([0, 1], [0, 1], "perfect", "muted", line={"width": 1, "dash": "dot"})
     traces, bars, texts = [perfect], [], []
     rows: list[list[Cell]] = []
-    for side, scores in known:
-        probabilities_P = sigmoid(scores.scores_P)
-        bins = reliability(probabilities_P, scores.relevant_P, BINS)
-        dash = "dash" if side == BEFORE else "solid"
+    for name, role, scores, logits_P in known:
+        bins = reliability(sigmoid(logits_P), scores.target_P)
+        dash = {BEFORE: "dash", AFTER: "solid"}.get(role, "dashdot")
+        symbol = "circle" if role in (BEFORE, AFTER) else "diamond"
         traces.append(
             _line(
                 [part.confidence for part in bins],
                 [part.frequency for part in bins],
-                f"{side} training",
-                side,
+                name,
+                role,
                 mode="lines+markers",
                 line={"width": 2, "dash": dash},
-                marker={"size": 8},
+                marker={"size": 8, "symbol": symbol},
             )
         )
-        names = [f"{part.low:.1f} to {part.high:.1f}" for part in bins]
+        places = [f"{part.low:.2f} to {part.high:.2f}" for part in bins]
         middles = [(part.low + part.high) / 2 for part in bins]
         counts = [int(part.count) for part in bins]
-        bars.append(_bars(middles, counts, f"{side} training", side, **_named(names)))
+        bars.append(_bars(middles, counts, name, role, **_named(places)))
         rows += [
-            [f"{side} training", name, count, number(part.confidence), number(part.frequency)]
-            for name, count, part in zip(names, counts, bins, strict=True)
+            [name, place, count, number(part.confidence), number(part.frequency)]
+            for place, count, part in zip(places, counts, bins, strict=True)
         ]
-        error = expected_calibration_error(probabilities_P, scores.relevant_P, BINS)
-        brier = float(((probabilities_P - scores.relevant_P) ** 2).mean())
-        texts.append(f"{side}: expected calibration error {error:.4f}, Brier score {brier:.4f}")
+        found = figures(logits_P, scores.target_P)
+        texts.append(
+            f"{name}: expected calibration error {found['ece']:.4f}, Brier score "
+            f"{found['brier']:.4f}"
+        )
     return [
         Chart(
             "chart-reliability",
             "Reliability",
-            "Of the documents with a probability (sigmoid of the score) in a bin, the share that "
-            f"is relevant; on the dotted line the two are equal. {'; '.join(texts)}.",
+            f"Of the documents with a probability in one of {CALIBRATION_BINS} bins, the share "
+            f"that is relevant; on the dotted line the two are equal. {'; '.join(texts)}.",
             _figure(traces, "", "", xaxis=_unit("mean probability"), yaxis=_unit("share relevant")),
             ["", "probability", "documents", "mean probability", "share relevant"],
             rows,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rankwright.calibration import expected_calibration_error, sigmoid
+from rankwright.calibration import figures, sigmoid, targets
 from rankwright.comparison import Comparison, compare
 from rankwright.evaluation import EvaluationResult, evaluate_scores
 from rankwright.guards import collapse
@@ -52,12 +52,14 @@ class Scores:
         records: the rows.
         scores_P: logits.
         relevant_P: whether the label is above 0.
+        target_P: the label as a probability, see ``calibration``.
         result: the metrics.
     """
 
     records: list[Record]
     scores_P: FloatArray
     relevant_P: BoolArray
+    target_P: FloatArray
     result: EvaluationResult
 
 
@@ -130,10 +132,12 @@ def _scores(records: list[Record] | None, names: list[str]) -> Scores | None:
     if not records:
         return None
     result = evaluate_scores([record.scored() for record in records], names, first_stage=False)
+    labels_P = np.concatenate([np.asarray(record.labels, np.float64) for record in records])
     return Scores(
         records,
         np.concatenate([np.asarray(record.scores, np.float64) for record in records]),
-        np.concatenate([np.asarray(record.labels, np.float64) > 0 for record in records]),
+        labels_P > 0,
+        targets(labels_P),
         result,
     )
 
@@ -172,7 +176,7 @@ def advise(run: Run, found: Findings) -> list[Advice]:
         )
     else:
         advice += [*_collapse(found.after), *_saturation(run, found.after)]
-        advice += _calibration(found.after)
+        advice += _calibration(run, found.after)
         advice += _validation(found.after)
     advice += _gains(run, found)
     advice += _curves(run)
@@ -222,18 +226,32 @@ def _saturation(run: Run, after: Scores) -> list[Advice]:
     ]
 
 
-def _calibration(after: Scores) -> list[Advice]:
-    error = expected_calibration_error(sigmoid(after.scores_P), after.relevant_P, BINS)
+def _calibration(run: Run, after: Scores) -> list[Advice]:
+    saved = run.calibration
+    logits_P = after.scores_P if saved is None else saved.logits(after.scores_P)
+    error = figures(logits_P, after.target_P)["ece"]
     if error <= 0.1:
         return []
+    text = (
+        f"The expected calibration error is {error:.3f}: on average, the share of relevant "
+        "documents lies that far from the probability."
+    )
+    if saved is not None:
+        return [
+            Advice(
+                "warning",
+                "The saved calibration does not fit these rows",
+                text,
+                "Fit it again with rankwright calibrate, on rows that look like those it is for.",
+            )
+        ]
     return [
         Advice(
             "note",
             "The probabilities cannot be taken at their word",
-            f"The expected calibration error is {error:.3f}: on average, the share of relevant "
-            "documents lies that far from the probability.",
-            "The order is not affected. Calibrate on validation rows before you use a fixed "
-            "threshold or show probabilities.",
+            text,
+            "The order is not affected. Fit rankwright calibrate on rows that were not trained on "
+            "before you use a fixed threshold or show probabilities.",
         )
     ]
 

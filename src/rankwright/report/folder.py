@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rankwright.calibration import Calibration
 from rankwright.errors import CheckpointError, DataError
 from rankwright.records import Record, read_records
 from rankwright.types import ScoredList
@@ -34,6 +35,7 @@ class Run:
         finished: whether the run came to its end.
         rows_from: the files that ``after`` was ranked from now; empty where the run left it.
         written: when the run ended, or when its last checkpoint was written.
+        calibration: what the model keeps of ``--calibrate`` or ``rankwright calibrate``.
     """
 
     folder: Path
@@ -46,6 +48,7 @@ class Run:
     finished: bool = True
     rows_from: list[str] = field(default_factory=list)
     written: datetime.datetime | None = None
+    calibration: Calibration | None = None
 
     @property
     def name(self) -> str:
@@ -96,16 +99,19 @@ def read_run(folder: Path) -> Run:
         raise CheckpointError(f"{state_place}/{STATE_FILE} has no list of logs; train again")
     found = (folder / METRICS_FILE).is_file()
     newest = folder / METRICS_FILE if found else (state_place or spec_place or folder)
+    spec = _json(spec_place / SPEC_FILE) if spec_place else {}
+    saved = spec.get("calibration")
     return Run(
         folder=folder,
         metrics=_json(folder / METRICS_FILE) if found else {},
         history=history,
         state=state,
-        spec=_json(spec_place / SPEC_FILE) if spec_place else {},
+        spec=spec,
         before=read_records(folder, "before"),
         after=read_records(folder, "after"),
         finished=found,
         written=datetime.datetime.fromtimestamp(newest.stat().st_mtime, datetime.UTC),
+        calibration=None if saved is None else Calibration.from_dict(saved),
     )
 
 

@@ -62,7 +62,7 @@ def render(run: Run, findings: Findings, other: Run | None = None) -> str:
         "curves": charts.curves(run, findings),
         "distributions": charts.distributions(run, findings),
         "scores": charts.score_histograms(findings),
-        "calibration": charts.calibration(findings),
+        "calibration": charts.calibration(run, findings),
         "lengths": charts.lengths(run),
         "other": [],
     }
@@ -90,6 +90,7 @@ def render(run: Run, findings: Findings, other: Run | None = None) -> str:
         parts=parts,
         tiles=_tiles(run, findings),
         sides=_sides(run, findings),
+        saved=_saved(run),
         comparisons=_comparisons(findings),
         worst=_worst(run, findings),
         lost=_lost(run, findings),
@@ -184,6 +185,29 @@ def _sides(run: Run, findings: Findings) -> list[dict[str, Any]]:
                 values = charts.percentiles(scores.result.values(metric))
                 rows.append({"metric": metric, "side": name, "values": values})
     return rows
+
+
+def _saved(run: Run) -> list[tuple[str, str]]:
+    """What the saved calibration is, what it was fitted on and what it is worth elsewhere."""
+    if run.calibration is None:
+        return []
+    record = run.calibration.record
+    parameters = ", ".join(f"{n} {number(v)}" for n, v in run.calibration.parameters.items())
+    found = [("method", f"{run.calibration.method}: {parameters}")]
+    if {"queries", "documents"} <= set(record):
+        found.append(("fitted on", f"{record['queries']} queries, {record['documents']} documents"))
+    held = record.get("held_out")
+    if isinstance(held, dict) and {"ece", "brier", "folds"} <= set(held):
+        text = f"calibration error {number(held['ece'])}, Brier score {number(held['brier'])}"
+        found.append((f"held out ({held['folds']} folds)", text))
+    for threshold in run.calibration.thresholds:
+        text = (
+            f"score {number(threshold.score)}, probability "
+            f"{number(float(run.calibration.probabilities([threshold.score])[0]))}: precision "
+            f"{number(threshold.precision)}, recall {number(threshold.recall)}"
+        )
+        found.append((threshold.name, text))
+    return found
 
 
 def _comparisons(findings: Findings) -> list[dict[str, Any]]:

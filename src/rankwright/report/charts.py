@@ -28,7 +28,7 @@ from rankwright.report.findings import (
 from rankwright.report.folder import Run
 
 Cell = str | int | float
-BEFORE, AFTER = "before", "after"
+BEFORE, AFTER, CALIBRATED = "before", "after", "calibrated"
 # queries of a chart that has a bar for each; of more, evenly chosen ones are drawn
 BARS = 300
 SCORE_BINS = 40
@@ -95,8 +95,9 @@ def _line(x: Sequence[Any], y: Sequence[Any], name: str, role: str, **more: Any)
 
 
 def _bars(x: Sequence[Any], y: Sequence[Any], name: str, role: str, **more: Any) -> Any:
-    # the pattern tells the two apart without colour, in print too
-    pattern = {"shape": "/" if role in (BEFORE, "negative") else "", "solidity": 0.3, "size": 6}
+    # the pattern tells them apart without colour, in print too
+    shape = {BEFORE: "/", "negative": "/", CALIBRATED: "x"}.get(role, "")
+    pattern = {"shape": shape, "solidity": 0.3, "size": 6}
     pattern["fillmode"] = "overlay"
     return _plotly().Bar(
         x=list(x),
@@ -406,14 +407,14 @@ def calibration(run: Run, findings: Findings) -> list[Chart]:
         return []
     if run.calibration is not None and findings.after is not None:
         logits_P = run.calibration.logits(findings.after.scores_P)
-        known.append(("calibrated", "positive", findings.after, logits_P))
+        known.append(("calibrated", CALIBRATED, findings.after, logits_P))
     perfect = _line([0, 1], [0, 1], "perfect", "muted", line={"width": 1, "dash": "dot"})
     traces, bars, texts = [perfect], [], []
     rows: list[list[Cell]] = []
     for name, role, scores, logits_P in known:
         bins = reliability(sigmoid(logits_P), scores.target_P)
-        dash = {BEFORE: "dash", AFTER: "solid"}.get(role, "dashdot")
-        symbol = "circle" if role in (BEFORE, AFTER) else "diamond"
+        dash = {BEFORE: "dash", AFTER: "solid", CALIBRATED: "dashdot"}[role]
+        symbol = "diamond" if role == CALIBRATED else "circle"
         traces.append(
             _line(
                 [part.confidence for part in bins],

@@ -532,7 +532,7 @@ def test_a_tokenizer_without_a_pair_form_is_refused() -> None:
 
 def test_a_text_beyond_the_model_s_limit_brings_no_warning() -> None:
     """It is cut here; transformers' own warning, once a tokenizer, would be of no use."""
-    tokenizer = tiny.encoder_tokenizer()
+    tokenizer = tiny.tokenizer_for("bert")
     long = "fox " * 600
     heard: list[str] = []
     listener = logging.Handler(logging.WARNING)

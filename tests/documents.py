@@ -28,7 +28,7 @@ FENCE = re.compile(r"^(?:<!-- ([^\n]+) -->\n)?```(\w+)\n(.*?)^```$", re.MULTILIN
 # where the texts find the server
 SERVED = "http://127.0.0.1:8000"
 # programs that a shell block names without being run here
-OUTSIDE = {"make", "pip", "vllm", "docker", "curl", "git", "torchrun"}
+OUTSIDE = {"make", "pip", "vllm", "docker", "curl", "git", "torchrun", "python"}
 
 
 class Block(NamedTuple):

@@ -1,43 +1,296 @@
-"""Two processes on this machine (gloo) end where one ends."""
+"""Several processes on this machine (gloo) end where one ends."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from tests import tiny
+import rankwright
+from rankwright import cli, shares
+from rankwright.errors import ConfigError
+from rankwright.losses import LOSSES
+from rankwright.teacher import scored_row
+from rankwright.types import ScoredList
+from tests import ranks, tiny
 from tests.test_trainer import write_rows
 
+# every loss at once: each is averaged over its own terms, and a wrong one shows in the weights
+EVERY = "+".join(name for name in LOSSES if name != "listwise_generative")
+# steps of 4 groups: an epoch of 17 ends with a single one, so other processes have none
+SIZES = (2, 5, 3, 7, 4, 2, 6, 3, 5, 4, 2, 3, 8, 2, 3, 4, 5)
+WORLDS = [2, pytest.param(4, marks=pytest.mark.slow)]
+RESUMED = "classification-lora"
+CASES = ("classification", "generative", "classification-lora", "generative-lora")
+SAVED = ("checkpoint-10", "checkpoint-20", ".")
 
-@pytest.mark.parametrize("loss", ["listwise+0.1*pointwise", "pointwise"])
-def test_two_processes_equal_one(tmp_path: Path, loss: str) -> None:
-    """17 queries in steps of 4: the last step has one query, so one process gets a filler."""
-    base = tiny.save_base(tmp_path / "base", "bert")
-    rows = write_rows(tmp_path / "rows.jsonl", tiny.examples(17, documents=5))
-    val = write_rows(tmp_path / "val.jsonl", tiny.examples(5, documents=5, seed=1))
-    common = f"--model {base} --dataset {rows} --val_dataset {val} --use_cpu true --optim sgd"
-    common += f" --max_length 128 --learning_rate 0.05 --num_train_epochs 2 --loss_type {loss}"
-    common += " --dropout 0 --load_best_model_at_end false --dataloader_pin_memory false"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for name, launcher, size in (
-        ("one", [sys.executable], 4),
-        ("two", [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"], 2),
-    ):
-        words = [*launcher, "-m", "rankwright", "train", *common.split()]
-        words += ["--output_dir", str(tmp_path / name), "--per_device_train_batch_size", str(size)]
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count("saved to") == 1
-    one, two = (load_file(tmp_path / n / "model.safetensors") for n in ("one", "two"))
-    for key in one:
-        assert_close(two[key], one[key], rtol=1e-5, atol=1e-6)
-    metrics = [
-        (tmp_path / n / "metrics.json").read_text().split('"train_loss"')[0] for n in ("one", "two")
-    ]
-    assert metrics[0] == metrics[1]
+
+def taught_rows(path: Path) -> Path:
+    """Rows of 2 to 8 documents with the scores of a teacher."""
+    made = [tiny.examples(1, documents=n, seed=i, longest=20)[0] for i, n in enumerate(SIZES)]
+    rows = tiny.taught([replace(row, query_id=f"q{i}") for i, row in enumerate(made)])
+    lines = [scored_row(ScoredList(row, row.teacher_scores or [])) for row in rows]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What is trained, with 4 groups in a step (8 where two batches are accumulated)."""
+    folder = tmp_path_factory.mktemp("inputs")
+    models = {
+        name: str(tiny.save_base(folder / name, name, num_hidden_layers=2))
+        for name in ("modernbert", "qwen3")
+    }
+    common = {
+        "dataset": [str(taught_rows(folder / "rows.jsonl"))],
+        # fewer queries than processes
+        "val_dataset": [str(write_rows(folder / "val.jsonl", tiny.examples(3, 5, seed=99)))],
+        "use_cpu": True,
+        "optim": "sgd",
+        "learning_rate": 0.05,
+        "max_grad_norm": 0.5,
+        "dropout": 0.0,
+        "lora_dropout": 0.0,
+        "max_length": 256,
+        "max_steps": 20,
+        "save_steps": 10,
+        "eval_steps": 10,
+        "load_best_model_at_end": False,
+        "report_to": "none",
+    }
+    short = {"model": models["qwen3"], "template_prefix": "{query}: ", "template_suffix": "?"}
+    return {
+        "classification": {**common, "model": models["modernbert"], "loss_type": EVERY},
+        "generative": {
+            **common,
+            **short,
+            "loss_type": f"{EVERY}+listwise_generative",
+            "gradient_accumulation_steps": 2,
+            # some groups are cut into several chunks, others are not
+            "chunk_tokens": 400,
+        },
+        "classification-lora": {
+            **common,
+            "model": models["modernbert"],
+            "loss_type": "pointwise",
+            "tuner_type": "lora",
+            "optim": "adamw_torch_fused",
+            "learning_rate": 1e-3,
+            "logging_steps": 7,
+            "load_best_model_at_end": True,
+        },
+        "generative-lora": {**common, **short, "tuner_type": "lora"},
+    }
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, cases: dict[str, dict[str, Any]]) -> Any:
+    """Train a case on one process, once."""
+    folder = tmp_path_factory.mktemp("one")
+
+    @cache
+    def trained(name: str) -> Path:
+        output = folder / name
+        rankwright.train(**cases[name], output_dir=str(output), per_device_train_batch_size=4)
+        return output
+
+    return trained
+
+
+def files(folder: Path) -> set[str]:
+    """Names of the files below a folder, the random states of the processes aside."""
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {name for name in names if "rng_state" not in name}
+
+
+def assert_same_weights(found: Path, expected: Path) -> None:
+    """Same tensors to 1e-6 in the weights' files of two folders."""
+    paths = list(expected.glob("*.safetensors"))
+    assert paths
+    for path in paths:
+        ours, theirs = load_file(found / path.name), load_file(path)
+        assert ours.keys() == theirs.keys()
+        for key in theirs:
+            assert_close(ours[key], theirs[key], rtol=0, atol=1e-6)
+
+
+def assert_same_run(found: Path, expected: Path, base: Path) -> None:
+    """Same files, same tensors to 1e-6, same metrics and validation lists."""
+    assert files(found) == files(expected)
+    for place in SAVED:
+        assert_same_weights(found / place, expected / place)
+    start, end = (load_file(f / "model.safetensors") for f in (base, expected))
+    assert max(float((end[key] - start[key]).abs().max()) for key in end) > 1e-3
+    metrics, wanted = (json.loads((f / "metrics.json").read_text()) for f in (found, expected))
+    assert metrics["train_loss"] == pytest.approx(wanted["train_loss"], rel=1e-5)
+    for name in ("before", "after", "intervals", "tie_rate", "steps", "lengths", "truncated"):
+        assert metrics[name] == wanted[name], name
+    for name in ("before", "after"):
+        texts = [(f / "validation" / f"{name}.jsonl").read_text() for f in (found, expected)]
+        rows, others = ([json.loads(line) for line in text.splitlines()] for text in texts)
+        assert [row["query_id"] for row in rows] == [row["query_id"] for row in others]
+    for place in SAVED[:-1]:
+        path = Path(place) / "optimizer.pt"
+        state, other = (torch.load(f / path, weights_only=True) for f in (found, expected))
+        assert_close(state["state"], other["state"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def many(
+    tmp_path_factory: pytest.TempPathFactory, cases: dict[str, dict[str, Any]], one: Any
+) -> Any:
+    """Train all cases on several processes with both engines, once."""
+
+    @cache
+    def trained(world: int) -> Path:
+        folder = tmp_path_factory.mktemp(f"many-{world}")
+        shared = {"per_device_train_batch_size": 4 // world}
+        given = {
+            f"{engine}-{name}": {**case, **shared, "fsdp": engine == "fsdp"}
+            for engine in ("ddp", "fsdp")
+            for name, case in cases.items()
+        }
+        _copy_started(one(RESUMED), folder / "fsdp-resumed")
+        given["fsdp-resumed"] = {
+            **cases[RESUMED],
+            **shared,
+            "fsdp": True,
+            "fsdp_config": {"cpu_ram_efficient_loading": True},
+            "resume": True,
+        }
+        half = {**shared, "fsdp": True, "bf16": True, "max_steps": 2}
+        for name in ("classification", "generative"):
+            given[f"fsdp-bf16-{name}"] = {**cases[name], **half}
+        rows = cases["classification"]["dataset"][0]
+        words = ["rank", "--model", cases["classification"]["model"]]
+        commands = [
+            [*words, "--input", rows, "--output", str(folder / "ranked.jsonl")],
+            [*words, "--dataset", rows, "--write_scores", str(folder / "scored.jsonl")],
+        ]
+        ranks.train_cases(folder / "cases.json", given, world, commands)
+        return folder
+
+    return trained
+
+
+def _copy_started(run: Path, target: Path) -> None:
+    """What a run leaves that was killed behind its first checkpoint."""
+    shutil.copytree(run / "checkpoint-10", target / "checkpoint-10")
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+@pytest.mark.parametrize("world", WORLDS)
+def test_processes_equal_one(
+    cases: dict[str, dict[str, Any]], one: Any, many: Any, world: int, engine: str, case: str
+) -> None:
+    """All losses, both kinds, full and LoRA, accumulation, chunks, best checkpoint, files."""
+    found, base = many(world) / f"{engine}-{case}", Path(cases[case]["model"])
+    assert_same_run(found, one(case), base)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_fsdp_resumes_one_process(one: Any, many: Any, world: int) -> None:
+    """From one process's checkpoint, and with weights that only the first process reads."""
+    assert_same_weights(many(world) / "fsdp-resumed", one(RESUMED))
+
+
+def test_one_process_resumes_fsdp(
+    tmp_path: Path, cases: dict[str, dict[str, Any]], one: Any, many: Any
+) -> None:
+    """FSDP's checkpoint is one process's, the optimiser's state included."""
+    _copy_started(many(2) / f"fsdp-{RESUMED}", tmp_path / "run")
+    more = {"per_device_train_batch_size": 4, "resume": True, "output_dir": str(tmp_path / "run")}
+    rankwright.train(**cases[RESUMED], **more)
+    assert_same_weights(tmp_path / "run", one(RESUMED))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_rank_is_shared(
+    tmp_path: Path,
+    cases: dict[str, dict[str, Any]],
+    many: Any,
+    world: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The files of ``rank`` are one process's to the last byte."""
+    monkeypatch.setattr(shares, "BLOCK", 8)
+    rows = cases["classification"]["dataset"][0]
+    words = ["rank", "--model", cases["classification"]["model"]]
+    ranked, scored = tmp_path / "ranked.jsonl", tmp_path / "scored.jsonl"
+    assert cli.main([*words, "--input", rows, "--output", str(ranked)]) == 0
+    assert cli.main([*words, "--dataset", rows, "--write_scores", str(scored)]) == 0
+    for path in (ranked, scored):
+        assert (many(world) / path.name).read_bytes() == path.read_bytes()
+        assert len(path.read_bytes().splitlines()) == len(SIZES)
+
+
+@pytest.mark.parametrize("case", ["classification", "generative"])
+def test_fsdp_in_half_precision(cases: dict[str, dict[str, Any]], many: Any, case: str) -> None:
+    """Scores and weights stay float32: accelerate's own policy would round the scores."""
+    folder = many(2) / f"fsdp-bf16-{case}"
+    lines = (folder / "validation" / "after.jsonl").read_text().splitlines()
+    scores = torch.tensor([score for line in lines for score in json.loads(line)["scores"]])
+    assert not torch.equal(scores.bfloat16().float(), scores)
+    start, end = (load_file(f / "model.safetensors") for f in (Path(cases[case]["model"]), folder))
+    assert all(end[key].dtype == torch.float32 for key in end)
+    assert 1e-3 < max(float((end[key] - start[key]).abs().max()) for key in end) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        ({"fsdp": True}, "--fsdp cuts the weights over processes; start with torchrun"),
+        ({"fsdp": "full_shard"}, "--fsdp 'full_shard' is not known; give true"),
+        ({"deepspeed": "zero3"}, "ZeRO-3 is not supported yet; use --fsdp true"),
+        ({"fsdp": True, "deepspeed": "zero2"}, "--fsdp and --deepspeed exclude each other"),
+        ({"fsdp": True, "fsdp_config": {"fsdp_version": 1}}, "only FSDP version 2"),
+        ({"fsdp": True, "fsdp_config": "none.json"}, "--fsdp_config none.json cannot be read"),
+    ],
+)
+def test_what_is_refused(
+    tmp_path: Path, cases: dict[str, dict[str, Any]], more: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        rankwright.train(**cases["classification"], **more, output_dir=str(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_two_machines(tmp_path: Path, cases: dict[str, dict[str, Any]]) -> None:
+    """Two torchrun agents on two addresses of the loopback device, as on two machines."""
+    case = {**cases["classification"], "max_steps": 4, "save_steps": 4}
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(case))
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    rankwright.train(**case, output_dir=str(alone), per_device_train_batch_size=4)
+    port = ranks.free_port()
+    agents = []
+    for node in range(2):
+        words = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+        words += ["--nproc_per_node", "1", "--node_rank", str(node), "--rdzv_backend", "c10d"]
+        words += ["--rdzv_endpoint", f"127.0.0.1:{port}", "--local_addr", f"127.0.0.{1 + node}"]
+        words += ["-m", "rankwright", "train", str(recipe), "--output_dir", str(shared)]
+        words += ["--per_device_train_batch_size", "2", "--fsdp", "true"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        agents.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True))
+    try:
+        errors = [agent.communicate(timeout=200)[1] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [agent.returncode for agent in agents] == [0, 0], errors
+    assert "".join(errors).count("saved to") == 1
+    assert_same_weights(shared, alone)
+    assert files(shared) == files(alone)

@@ -263,3 +263,27 @@ def test_a_corpus_without_held_out_texts(lifecycle: Any, tmp_path: Path) -> None
 def test_a_folder_without_rows_is_named(lifecycle: Any, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"holds no train.jsonl and no train.jsonl.gz; give the"):
         lifecycle.main([str(tmp_path)])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+def test_rank_with_ray(tmp_path: Path) -> None:
+    """On a Ray of this machine: every row once, in order, with the model's scores."""
+    base = save_base(tmp_path / "base", "bert", num_hidden_layers=2)
+    rows = examples(20, documents=3)
+    source = tmp_path / "rows.jsonl"
+    texts = [{"query": row.query, "documents": row.documents} for row in rows]
+    source.write_text("".join(json.dumps(text) + "\n" for text in texts))
+    script = Path(__file__).parents[1] / "examples" / "batch" / "rank_with_ray.py"
+    words = [sys.executable, str(script), "--model", str(base), "--input", str(source)]
+    words += ["--output", str(tmp_path / "out"), "--workers", "2", "--batch", "4"]
+    environment = {**os.environ, "RAY_OVERRIDE_RESOURCES": '{"CPU": 3}'}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-4000:]
+    files = sorted((tmp_path / "out").iterdir())
+    found = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert [row["query"] for row in found] == [row.query for row in rows]
+    expected = Reranker.load(base, device="cpu").score_examples(rows)
+    for row, scored in zip(found, expected, strict=True):
+        assert row["documents"] == scored.example.documents
+        assert row["scores"] == pytest.approx(scored.scores, abs=1e-5)
+        assert row["order"] == scored.order

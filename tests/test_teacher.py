@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from rankwright import cli
-from rankwright.data.cache import digest
 from rankwright.data.readers import READERS, load_examples
 from rankwright.errors import ConfigError
 from rankwright.ranking import Reranker
@@ -40,47 +38,13 @@ def test_every_layout_keeps_what_it_holds(name: str, tmp_path: Path) -> None:
         assert (one.query_id, one.document_ids) == (two.query_id, two.document_ids)
 
 
-def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed in the middle of the third line: two rows stay, and the file is that of one run."""
+def test_lines_are_rows_with_the_scores(tmp_path: Path) -> None:
+    """``tests/test_shares.py`` stops such runs and goes on with them."""
     reranker = Reranker.load(tiny.save_base(tmp_path / "base", "bert"), device="cpu")
-    rows = tiny.examples(6)
-    whole, path = tmp_path / "whole.jsonl", tmp_path / "deep" / "scored.jsonl"
-    assert write_scores(reranker, rows, whole, key=1) == 0
-    lines = whole.read_bytes().splitlines(keepends=True)
-    expected = [s.scores for s in reranker.score_examples(rows)]
-    assert [json.loads(line)["teacher_scores"] for line in lines] == expected
-    assert [p.name for p in tmp_path.glob(".*")] == []
-
-    original = Reranker.iter_scores
-
-    def stopped(self: Reranker, examples: Any, progress: Any = None) -> Any:
-        for number, scored in enumerate(original(self, examples, progress)):
-            if number == 3:
-                raise KeyboardInterrupt
-            yield scored
-
-    monkeypatch.setattr(Reranker, "iter_scores", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        write_scores(reranker, rows, path, key=1)
-    monkeypatch.undo()
-    assert not path.exists()
-    part = path.with_name(".scored.jsonl.part")
-    part.write_bytes(part.read_bytes()[:-9])
-    left = part.read_bytes()
-    steps: list[int] = []
-    assert write_scores(reranker, rows, path, key=1, progress=steps.append) == 2
-    assert sum(steps) == 6
-    assert len(path.read_bytes().splitlines()) == 6
-    for one, two in zip(lines, path.read_bytes().splitlines(), strict=True):
-        first, second = json.loads(one), json.loads(two)
-        assert second.pop("teacher_scores") == pytest.approx(first.pop("teacher_scores"), abs=1e-5)
-        assert first == second
-    # another model or other rows begin anew, and so does a run without a key
-    for key in (2, None):
-        part.write_bytes(left)
-        part.with_name(".scored.jsonl.key").write_text(digest(1))
-        assert write_scores(reranker, rows, path, key=key) == 0
-        assert len(path.read_bytes().splitlines()) == 6
+    rows, path = tiny.examples(6), tmp_path / "deep" / "scored.jsonl"
+    assert write_scores(reranker, rows, path) == 0
+    expected = [scored_row(scored) for scored in reranker.score_examples(rows)]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == expected
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -633,11 +633,6 @@ def test_mixed_precision_reports_what_the_folder_gives(tmp_path: Path) -> None:
         assert_close(scored.scores, kept.scores, rtol=0, atol=1e-5)
 
 
-def test_sharded_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="ZeRO-3 is not supported yet; use --deepspeed zero2"):
-        train_on(arguments(tmp_path, deepspeed="zero3"), ROWS, [])
-
-
 def test_another_models_checkpoint_is_one_line(tmp_path: Path) -> None:
     """Weights of another shape, and a file that was cut off."""
     loaded = checkpoint.load(tiny.save_base(tmp_path / "base", "bert"))

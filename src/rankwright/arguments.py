@@ -690,6 +690,18 @@ def cache_folder(data: DataArguments, environ: Mapping[str, str] | None = None) 
         return None
 
 
+def process_numbers(environ: Mapping[str, str] | None = None) -> tuple[int, int, int]:
+    """Number of this process, of all, and on this machine, as torchrun and accelerate say them.
+
+    Args:
+        environ: the environment, default the process's.
+    """
+    environ = os.environ if environ is None else environ
+    if not environ.keys() >= {"RANK", "WORLD_SIZE", "MASTER_ADDR"}:
+        return 0, 1, 0
+    return int(environ["RANK"]), int(environ["WORLD_SIZE"]), int(environ.get("LOCAL_RANK", 0))
+
+
 def load_options(model: ModelArguments) -> dict[str, Any]:
     """What ``ModelArguments`` say to the loader, under its names."""
     return {

@@ -355,7 +355,7 @@ class Reranker:
         found = self.collator.encode_passages(everything, self.passages)
         return EncodedList(example, found.tokens, found.owners, found.spans)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _score_window(
         self, window: list[EncodedList], progress: Progress | None
     ) -> Iterator[ScoredList]:

@@ -5,16 +5,13 @@ Legend: ``D`` documents of one row.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rankwright.data.cache import digest
-from rankwright.files import sync_names
 from rankwright.ranking import Progress, Reranker
+from rankwright.shares import Processes, write_lines
 from rankwright.types import Example, ScoredList
 
 
@@ -44,58 +41,30 @@ def write_scores(
     path: Path,
     *,
     key: Any = None,
+    processes: Processes | None = None,
     progress: Progress | None = None,
 ) -> int:
     """Score every candidate of every example and write the rows, one a line.
-
-    The rows grow in a hidden file beside ``path``, which takes its name when it is whole. Where a
-    run that was stopped left one for the same ``key``, its rows are kept and the next ones follow.
 
     Args:
         reranker: the teacher.
         examples: the rows.
         path: where the lines go.
-        key: what the scores depend on, a value of JSON; None never goes on.
+        key: what the scores depend on, see ``shares.write_lines``.
+        processes: who shares the work, default this process alone.
         progress: called with the number of rows finished since its last call.
 
     Returns:
-        How many rows a former run had written already.
+        How many rows of this process a former run had written already.
 
     Raises:
         OSError: the file cannot be written.
         DataError: a score is not finite, see ``Reranker.score_examples``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part, key_file = (path.with_name(f".{path.name}.{end}") for end in ("part", "key"))
-    written = digest(key)
-    done = 0
-    left = part.is_file() and key_file.is_file() and key_file.read_text(encoding="utf-8")
-    if key is not None and left == written:
-        done = _whole_lines(part)
-    if not done:
-        part.unlink(missing_ok=True)
-        key_file.write_text(written, encoding="utf-8")
-    if progress is not None:
-        progress(done)
-    with part.open("a", encoding="utf-8") as file:
-        for scored in reranker.iter_scores(examples[done:], progress):
-            file.write(json.dumps(scored_row(scored), ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    with contextlib.suppress(OSError):
-        key_file.unlink()
-    sync_names(path.parent)
-    return done
+    return write_lines(
+        reranker, examples, path, _line, key=key, processes=processes, progress=progress
+    )
 
 
-def _whole_lines(path: Path) -> int:
-    """Count the lines that were written to their end, and cut off what is behind them."""
-    count = end = 0
-    with path.open("rb+") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            count, end = count + 1, end + len(line)
-        file.truncate(end)
-    return count
+def _line(scored: ScoredList) -> str:
+    return json.dumps(scored_row(scored), ensure_ascii=False)

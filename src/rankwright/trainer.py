@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,13 @@ from rankwright.models import checkpoint
 from rankwright.models.card import base_name, hub_id, write_card
 from rankwright.models.checkpoint import Loaded, LoadOptions
 from rankwright.models.lora import add_adapters
+from rankwright.models.sharding import (
+    gather,
+    gather_optimizer,
+    in_step,
+    is_sharded,
+    load_optimizer,
+)
 from rankwright.objective import Objective, Sums, parse_objective
 from rankwright.progress import bar, console, tracked
 from rankwright.ranking import Reranker, collator
@@ -73,6 +81,7 @@ IntArray = npt.NDArray[np.int64]
 CPU_SLICE_TOKENS = 4096
 # validation lists whose loss is computed at a time; losses compare the documents of a list in pairs
 LISTS = 64
+OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -92,7 +101,8 @@ class TrainResult:
         seconds: duration of the training loop.
         dropped: rows the loss could not use, by reason.
         truncated: ``documents`` and ``queries`` that were cut in training, over all epochs.
-        reranker: the final model, ready to rank.
+        reranker: the final model, ready to rank; with weights that are cut over the processes
+            (FSDP) on the first one only.
     """
 
     output_dir: Path
@@ -161,6 +171,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
     """transformers' Trainer with our batches, loss, evaluation and files."""
 
     control: transformers.TrainerControl
+    _tr_loss: Tensor
 
     def __init__(
         self,
@@ -215,8 +226,32 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         # compute_loss divides by the count of the whole optimiser step itself
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True  # the same for transformers before that attribute
+        if self.is_fsdp_enabled:
+            self._set_up_fsdp()
         self.remove_callback(transformers.PrinterCallback)
         self.remove_callback(transformers.trainer_callback.ProgressCallback)
+
+    def _set_up_fsdp(self) -> None:
+        plugin = self.accelerator.state.fsdp_plugin
+        if plugin.fsdp_version != 2:
+            raise ValueError("FSDP 1 is not supported; set fsdp_version to 2")
+        if not (self.args.bf16 or self.args.fp16):
+            return
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        # accelerate would round gradients and scores, too
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=plugin.mixed_precision_policy.param_dtype, reduce_dtype=torch.float32
+        )
+        if self.loaded.spec.kind == "classification" and self.loaded.model.packed:
+            for head in self.loaded.model.head_modules():
+                if any(True for _ in head.parameters()):
+                    fully_shard(head)  # in float32, as everywhere
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds only its part of the weights."""
+        return is_sharded(self.loaded.model)
 
     # batches
 
@@ -342,7 +377,8 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
     ) -> Tensor:
         """Forward and backward, slice by slice: a loss sums over groups, so gradients add up."""
         inputs = self._prepare_inputs(inputs)
-        *slices, last = [inputs] if _steps_inside(self.args) else inputs.slices()
+        once = _steps_inside(self.args) or self.is_fsdp_enabled
+        *slices, last = [inputs] if once else inputs.slices()
         step: Callable[..., Tensor] = super().training_step
         total: Tensor | None = None
         for part in slices:
@@ -361,6 +397,8 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         if not counts:
             return None
         counts_N = torch.stack(counts).sum(0).to(device)
+        if self.sharded:
+            self._agree_on_calls(batch_samples, device)
         if self.args.world_size > 1:
             # a signal that reached one process stops all of them, at the same step
             stop_1 = counts_N.new_full((1,), float(self.stop_requested.is_set()))
@@ -368,6 +406,13 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
             counts_N = both[:-1]
             self.stop_agreed = bool(both[-1] > 0)
         return counts_N
+
+    def _agree_on_calls(self, batches: list[PackedBatch], device: torch.device) -> None:
+        """Let every process compute as many chunks of each batch as the one that has most."""
+        own = torch.tensor([[max(1, len(batch.cuts)) for batch in batches]], device=device)
+        most = self.accelerator.gather(own).amax(0).tolist()
+        for batch, calls in zip(batches, most, strict=True):
+            batch.calls = calls
 
     @property
     def stopping(self) -> bool:
@@ -499,7 +544,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
 
         mine = self.val_examples[rank::world]
         found: list[ScoredList] | Exception
-        with tracked("evaluating", len(mine)) as show:
+        with tracked("evaluating", len(mine)) as show, in_step(self.loaded.model, self._small):
             try:
                 found = self.reranker.score_examples(mine, advance)
             except (_StopEvaluationError, DataError) as error:
@@ -512,6 +557,11 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         result = evaluate_scores(lists, self.metric_names)
         self._warn_of_collapse(lists, result.tie_rate)
         return result, self._validation_loss(lists)
+
+    def _small(self) -> PackedBatch:
+        """A small batch for a process that has nothing to score while the others have."""
+        group = Group(self.val_examples[0], (0,))
+        return self.packer.pack([group], [self.packer.encode(group)]).to(self.args.device)
 
     def _warn_of_collapse(self, lists: list[ScoredList], ties: float) -> None:
         """Say once that the scores have become one value; before training they may well be."""
@@ -609,6 +659,31 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
             state_dict = {name.removeprefix("model."): value for name, value in state_dict.items()}
         checkpoint.write_files(self.loaded, folder, state_dict=state_dict)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model as one process would."""
+        if not self.sharded:
+            super().save_model(output_dir, _internal_call=_internal_call)
+            return
+        self._save(output_dir, gather(self.loaded.model, keep=self.args.should_save))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = gather_optimizer(self.optimizer, keep=self.args.should_save)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_FILE)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        if checkpoint is None or not (Path(checkpoint) / OPTIMIZER_FILE).is_file():
+            return
+        load_optimizer(self.optimizer, _states(Path(checkpoint) / OPTIMIZER_FILE))
+        self.lr_scheduler.load_state_dict(_states(Path(checkpoint) / SCHEDULER_FILE))
+
     def _get_output_dir(self, trial: Any) -> str:
         # where the base class writes checkpoints; `_save_checkpoint` renames them once they are
         # whole
@@ -665,13 +740,13 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
             self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         checkpoint.load_weights(self.loaded.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self.is_deepspeed_enabled:
             super()._load_best_model()
             return
         best = Path(str(self.state.best_model_checkpoint))
@@ -696,6 +771,12 @@ def _steps_inside(args: TrainingArguments) -> bool:
     """Whether the optimiser steps within the backward pass: DeepSpeed, and some others."""
     name = str(args.optim).lower()
     return bool(args.deepspeed) or "layerwise" in name or "lomo" in name
+
+
+def _states(path: Path) -> dict[str, Any]:
+    """The state of an optimiser or a schedule."""
+    state: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    return state
 
 
 def _list_sums(objective: Objective, lists: Sequence[ScoredList]) -> Sums:
@@ -900,6 +981,7 @@ def train_on(
         console.print("no loss of the validation rows is reported: they have no teacher_scores")
     transformers.set_seed(args.seed)
     loaded = _load_model(arguments)
+    _introduce(loaded)
     _compile(loaded, arguments.training)
     reranker = Reranker(
         loaded,
@@ -917,7 +999,7 @@ def train_on(
     collate = collator(
         loaded,
         share_prefix=arguments.data.share_prefix,
-        slice_tokens=CPU_SLICE_TOKENS if args.device.type == "cpu" else None,
+        slice_tokens=CPU_SLICE_TOKENS if args.device.type == "cpu" and not args.fsdp else None,
         chunk_tokens=arguments.data.chunk_tokens or arguments.data.batch_tokens,
     )
     _check_instructions(train_examples, val_examples, collate.encoder)
@@ -996,6 +1078,9 @@ def train_on(
         reranker,
     )
     lengths = length_summary(trainer.lengths_everywhere())
+    if trainer.sharded:
+        _make_whole(trainer, arguments)
+        result.reranker = trainer.reranker
     if args.should_save:
         _calibrate(trainer, arguments.run.calibrate)
         rows = {"train": _row_counts(train_examples), "validation": _row_counts(val_examples)}
@@ -1071,6 +1156,22 @@ def _calibrate(trainer: _Trainer, method: str) -> None:
     console.print(
         f"calibrated ({method}): negative log-likelihood {before['nll']:.4f} to "
         f"{after['nll']:.4f}, calibration error {before['ece']:.4f} to {after['ece']:.4f}"
+    )
+
+
+def _make_whole(trainer: _Trainer, arguments: TrainArguments) -> None:
+    """Put the trained weights together on the process that saves; the others keep their parts."""
+    weights = gather(trainer.loaded.model, keep=trainer.args.should_save)
+    if not trainer.args.should_save:
+        return
+    whole = _load_model(arguments)
+    whole.model.load_state_dict(weights)
+    whole.spec = trainer.loaded.spec
+    trainer.loaded = whole
+    trainer.reranker = Reranker(
+        whole,
+        batch_tokens=arguments.data.eval_batch_tokens,
+        share_prefix=arguments.data.share_prefix,
     )
 
 
@@ -1219,6 +1320,17 @@ def _load_model(arguments: TrainArguments) -> Loaded:
             "--loss_type listwise_generative_reranker needs a generative model; use "
             "listwise_reranker"
         )
+    if arguments.tuner.tuner_type == "lora" and loaded.model.model is loaded.model.hf:
+        add_adapters(loaded, arguments.tuner)
+    elif arguments.tuner.tuner_type == "full" and loaded.model.model is not loaded.model.hf:
+        raise ConfigError(
+            f"{model.model} is a LoRA adapter; go on with --tuner_type lora, or merge it first"
+        )
+    return loaded
+
+
+def _introduce(loaded: Loaded) -> None:
+    """Say what is new, dropped or doubtful about the model that training starts from."""
     if loaded.spec.calibration is not None:
         console.print(
             "the calibration of the model does not hold for what training makes of it: dropped; "
@@ -1231,13 +1343,6 @@ def _load_model(arguments: TrainArguments) -> Loaded:
         logger.warning("%s", line)
     if loaded.new_modules:
         console.print(f"new weights, to be learnt: {', '.join(loaded.new_modules)}")
-    if arguments.tuner.tuner_type == "lora" and loaded.model.model is loaded.model.hf:
-        add_adapters(loaded, arguments.tuner)
-    elif arguments.tuner.tuner_type == "full" and loaded.model.model is not loaded.model.hf:
-        raise ConfigError(
-            f"{model.model} is a LoRA adapter; go on with --tuner_type lora, or merge it first"
-        )
-    return loaded
 
 
 _COMPILE = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
@@ -1313,7 +1418,7 @@ def _training_arguments(
         old, new = f"gradient_checkpointing{suffix}", f"activation_checkpointing{suffix}"
         if old in values and new in known:
             values[new] = values.pop(old)
-    _refuse_sharding(values)
+    _check_sharding(values)
     try:
         args = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
@@ -1323,6 +1428,11 @@ def _training_arguments(
         raise ConfigError(
             f"--on_nan skip and {name} exclude each other: it takes its step within the backward "
             "pass, so no step can be left out; use --on_nan stop"
+        )
+    if args.fsdp and args.world_size == 1:
+        raise ConfigError(
+            "--fsdp cuts the weights over processes; start with torchrun --nproc_per_node N -m "
+            "rankwright train ..., or leave it out"
         )
     if args.n_gpu > 1:
         # one process would wrap the model in DataParallel, which cannot split a packed row
@@ -1362,19 +1472,54 @@ def _evaluation_times(values: dict[str, Any]) -> None:
     values.setdefault("load_best_model_at_end", values["save_strategy"] == evaluate and fits)
 
 
-def _refuse_sharding(values: dict[str, Any]) -> None:
-    """Weights that are cut over the processes are neither scored nor saved whole yet."""
+def _check_sharding(values: dict[str, Any]) -> None:
+    """Read ``--fsdp`` and refuse what is not supported.
+
+    Raises:
+        ConfigError: ZeRO-3, FSDP 1, an unknown word, or DeepSpeed that is not installed.
+    """
+    word = str(values.pop("fsdp", "none")).lower()
+    config = values.pop("fsdp_config", None)
+    if word not in ("none", "false", "true", "fsdp2"):
+        raise ConfigError(
+            f"--fsdp {word!r} is not known; give true, and settings in --fsdp_config FILE"
+        )
+    if word in ("true", "fsdp2"):
+        if values.get("deepspeed"):
+            raise ConfigError("--fsdp and --deepspeed exclude each other; give one")
+        values["fsdp"], values["fsdp_config"] = True, _fsdp_config(config)
     deepspeed = values.get("deepspeed")
     if isinstance(deepspeed, str) and Path(deepspeed).is_file():
         deepspeed = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
-    stage = (
-        deepspeed.get("zero_optimization", {}).get("stage") if isinstance(deepspeed, dict) else 0
-    )
-    if stage == 3 or values.get("fsdp"):
+    if isinstance(deepspeed, dict) and deepspeed.get("zero_optimization", {}).get("stage") == 3:
         raise ConfigError(
-            f"{'--deepspeed with ZeRO-3' if stage == 3 else '--fsdp'} is not supported yet; use "
-            "--deepspeed zero2, or plain torchrun"
+            "--deepspeed with ZeRO-3 is not supported yet; use --fsdp true, which cuts weights in "
+            "the same way, or --deepspeed zero2"
         )
+    if deepspeed and find_spec("deepspeed") is None:
+        raise ConfigError("--deepspeed needs deepspeed; pip install 'rankwright[deepspeed]'")
+
+
+def _fsdp_config(given: Any) -> dict[str, Any]:
+    """The settings of FSDP: a mapping, JSON, or a file of JSON."""
+    if not isinstance(given, dict):
+        text = str(given or "{}")
+        try:
+            if not text.lstrip().startswith("{"):
+                text = Path(text).read_text(encoding="utf-8")
+            given = dict(json.loads(text))
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(
+                f"--fsdp_config {given} cannot be read ({error}); give a file of JSON"
+            ) from error
+    config = {str(name).removeprefix("fsdp_"): value for name, value in given.items()}
+    if str(config.get("version", 2)) != "2" or config.get("xla"):
+        raise ConfigError("--fsdp_config: only FSDP version 2 is supported; leave out version, xla")
+    if config.pop("state_dict_type", "FULL_STATE_DICT") != "FULL_STATE_DICT":
+        console.print(
+            "--fsdp_config: state_dict_type has no effect: checkpoints hold whole weights"
+        )
+    return config
 
 
 def _plan(

@@ -146,6 +146,8 @@ class PackedBatch:
         truncated_queries: groups whose query was cut, fillers aside.
         cuts: where the chunks that are computed one after the other end; empty where the row is
             computed at once.
+        calls: how many chunks are computed at least: processes whose weights are cut over them call
+            the layers equally often, so one with fewer chunks computes some again, for nothing.
     """
 
     input_ids_T: torch.Tensor
@@ -165,6 +167,7 @@ class PackedBatch:
     truncated_documents: int = 0
     truncated_queries: int = 0
     cuts: tuple[Cut, ...] = ()
+    calls: int = 1
 
     def to(self, device: Any, non_blocking: bool = False) -> PackedBatch:
         """Return the batch with every tensor on ``device``."""

@@ -71,14 +71,17 @@ def model_arguments(given: dict[str, Any]) -> Any:
 def load_reranker(given: dict[str, Any]) -> Any:
     """Load the model that the arguments name."""
     from rankwright import arguments as room
-    from rankwright.ranking import Reranker
+    from rankwright.ranking import Reranker, default_device
 
     model = model_arguments(given)
     room.check_model_arguments(model)
     passages = room.find_passages(own(room.PassageArguments, given))
     scoring = own(ScoringArguments, given)
+    _, world, place = room.process_numbers()
+    device = f"cuda:{place}" if world > 1 and default_device().type == "cuda" else None
     return Reranker.load(
         model.model,
+        device=device,
         batch_tokens=scoring.batch_tokens,
         passages=passages,
         **room.load_options(model),
@@ -150,14 +153,10 @@ def make_folder(output: str) -> None:
         raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from error
 
 
-def writer(output: str | None, source: str | None = None) -> Any:
+def writer(output: str | None) -> Any:
     """Standard output, or a file that takes its name only when it is whole."""
     if output is None:
         return nullcontext(sys.stdout)
-    if source is not None and Path(output).exists() and Path(source).exists():
-        same = os.path.samefile(source, output)
-        if same:
-            raise ConfigError(f"--output {output} is the input; name another file")
     return _whole_file(output)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rankwright.arguments import process_numbers
 from rankwright.commands.common import (
     RowArguments,
     ScoringArguments,
@@ -90,16 +91,32 @@ def run(words: list[str]) -> int:
     if one and (options.query is None or options.documents is None):
         raise ConfigError("--query and --documents belong together; give both")
     number = _number(options.threshold)
+    if process_numbers()[1] > 1 and (options.output is None or options.input in (None, "-")):
+        raise ConfigError(
+            "several processes share the rows of a file: give --input FILE and --output FILE, or "
+            "start one process"
+        )
     documents = _read_documents(Path(options.documents)) if one else None
-    reranker = load_reranker(given)
-    edge = _Edge(reranker, options, number)
-    if documents is not None:
-        _rank_one(reranker, options, edge, documents)
-    else:
-        _rank_stream(reranker, options, edge)
-    edge.report()
-    report_truncation(reranker.truncated, reranker)
+    from rankwright.shares import several
+
+    with several() as processes:
+        reranker = load_reranker(given)
+        edge = _Edge(reranker, options, number)
+        if documents is not None:
+            _rank_one(reranker, options, edge, documents)
+        elif options.output is None:
+            _rank_stream(reranker, options, edge)
+        else:
+            _rank_file(reranker, given, options, edge, processes)
+        edge.report(processes)
+        _report_cuts(reranker, processes)
     return 0
+
+
+def _report_cuts(reranker: Any, processes: Any) -> None:
+    counts = reranker.truncated
+    totals = processes.totals(list(counts.values()))
+    report_truncation(dict(zip(counts, totals, strict=True)), reranker)
 
 
 def _write_scores(given: dict[str, Any], options: Any, *, others: bool) -> int:
@@ -118,9 +135,9 @@ def _write_scores(given: dict[str, Any], options: Any, *, others: bool) -> int:
         )
     from rankwright.arguments import DataArguments, cache_folder
     from rankwright.data.readers import source_files
-    from rankwright.data.store import ExampleStore, file_stamp, load_store
-    from rankwright.hub import resolve_model
+    from rankwright.data.store import ExampleStore, load_store
     from rankwright.progress import console, tracked
+    from rankwright.shares import several
     from rankwright.teacher import write_scores
 
     path, model = Path(options.write_scores), model_arguments(given)
@@ -137,22 +154,40 @@ def _write_scores(given: dict[str, Any], options: Any, *, others: bool) -> int:
         use_hf=model.use_hf,
     )
     report_dropped(data.report.dropped)
-    reranker = load_reranker(given)
     rows, key = len(data.examples), None
     if isinstance(data.examples, ExampleStore):
-        folder = resolve_model(model.model, use_hf=model.use_hf, revision=model.revision)
-        stamps = [file_stamp(file) for file in sorted(folder.rglob("*")) if file.is_file()]
-        known = {name: value for name, value in given.items() if name != "batch_tokens"}
-        key = [data.examples.folder.name, stamps, known]
-    try:
-        with tracked("scoring", rows) as advance:
-            done = write_scores(reranker, data.examples, path, key=key, progress=advance)
-    except OSError as error:
-        raise ConfigError(f"--write_scores {path} cannot be written: {error.strerror}") from error
-    report_truncation(reranker.truncated, reranker)
-    again = f", {done} of them by the run that was stopped" if done else ""
-    console.print(f"{rows} rows with teacher_scores written to {path}{again}")
+        key = _key(given, data.examples.folder.name)
+    with several() as processes:
+        reranker = load_reranker(given)
+        try:
+            with tracked("scoring", rows if processes.world == 1 else None) as advance:
+                done = write_scores(
+                    reranker, data.examples, path, key=key, processes=processes, progress=advance
+                )
+        except OSError as error:
+            raise ConfigError(
+                f"--write_scores {path} cannot be written: {error.strerror}"
+            ) from error
+        _report_cuts(reranker, processes)
+        (done,) = processes.totals([done])
+    console.print(f"{rows} rows with teacher_scores written to {path}{_again(done)}")
     return 0
+
+
+def _key(given: dict[str, Any], rows: Any) -> list[Any]:
+    """What a line depends on: the rows, the files of the model and the arguments."""
+    from rankwright.data.store import file_stamp
+    from rankwright.hub import resolve_model
+
+    model = model_arguments(given)
+    folder = resolve_model(model.model, use_hf=model.use_hf, revision=model.revision)
+    stamps = [file_stamp(file) for file in sorted(folder.rglob("*")) if file.is_file()]
+    known = {name: value for name, value in given.items() if name != "batch_tokens"}
+    return [rows, stamps, known]
+
+
+def _again(done: int) -> str:
+    return f", {done} of them by the run that was stopped" if done else ""
 
 
 def _number(threshold: str | None) -> float | None:
@@ -201,13 +236,14 @@ class _Edge:
         self.left_out += len(scores) - kept
         return kept
 
-    def report(self) -> None:
+    def report(self, processes: Any) -> None:
         """Say how many documents the threshold left out."""
         from rankwright.progress import console
 
-        if self.left_out:
+        left_out, seen = processes.totals([self.left_out, self.seen])
+        if left_out:
             console.print(
-                f"{self.left_out} of {self.seen} documents are below the threshold "
+                f"{left_out} of {seen} documents are below the threshold "
                 f"{self.options.threshold} and left out"
             )
 
@@ -233,20 +269,55 @@ def _rank_stream(reranker: Any, options: Any, edge: _Edge) -> None:
     from rankwright.data.readers import iter_queries
     from rankwright.progress import tracked
 
-    examples: Iterable[Any] = iter_queries(options.input)
-    with tracked("ranking", None) as advance, writer(options.output, options.input) as out:
-        for scored in reranker.iter_scores(examples, advance):
-            scores = [scored.scores[i] for i in scored.order]
-            shown = edge.shown(scores)
-            best = scored.order[: edge.kept(scores, shown)][: options.top_k]
-            results = [
-                _entry(i, shown[place], scored.example.documents[i], scored.passage(i))
-                for place, i in enumerate(best)
-            ]
-            line: dict[str, Any] = {"query": scored.example.query, "results": results}
-            if scored.example.query_id:
-                line = {"query_id": scored.example.query_id, **line}
-            print(json.dumps(line, ensure_ascii=False), file=out, flush=True)
+    with tracked("ranking", None) as advance:
+        for scored in reranker.iter_scores(iter_queries(options.input), advance):
+            print(_line(scored, options, edge), flush=True)
+
+
+def _rank_file(
+    reranker: Any, given: dict[str, Any], options: Any, edge: _Edge, processes: Any
+) -> None:
+    from rankwright.data.readers import iter_queries
+    from rankwright.data.store import file_stamp
+    from rankwright.progress import console, tracked
+    from rankwright.shares import write_lines
+
+    source, output = Path(options.input), Path(options.output)
+    if source.exists() and output.exists() and source.samefile(output):
+        raise ConfigError(f"--output {output} is the input; name another file")
+    # what comes down a pipe cannot be read again
+    key = _key(given, file_stamp(source)) if source.is_file() else None
+    try:
+        with tracked("ranking", None) as advance:
+            done = write_lines(
+                reranker,
+                iter_queries(options.input),
+                output,
+                lambda scored: _line(scored, options, edge),
+                key=key,
+                processes=processes,
+                progress=advance,
+            )
+    except OSError as error:
+        raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from error
+    (done,) = processes.totals([done])
+    if done:
+        console.print(f"{done} queries were ranked by the run that was stopped")
+
+
+def _line(scored: Any, options: Any, edge: _Edge) -> str:
+    """A query with its documents, best first, as JSON."""
+    scores = [scored.scores[i] for i in scored.order]
+    shown = edge.shown(scores)
+    best = scored.order[: edge.kept(scores, shown)][: options.top_k]
+    results = [
+        _entry(i, shown[place], scored.example.documents[i], scored.passage(i))
+        for place, i in enumerate(best)
+    ]
+    line: dict[str, Any] = {"query": scored.example.query, "results": results}
+    if scored.example.query_id:
+        line = {"query_id": scored.example.query_id, **line}
+    return json.dumps(line, ensure_ascii=False)
 
 
 def _entry(

@@ -28,6 +28,7 @@ from rankwright.guards import not_finite
 from rankwright.hub import resolve_model
 from rankwright.models.families import FAMILIES
 from rankwright.models.reranker import RerankerModel, score_token
+from rankwright.models.sharding import takes_whole_weights
 from rankwright.templates import PAIR, QWEN3, PairEncoder, Template, check_template, find_template
 
 logger = logging.getLogger(__name__)
@@ -649,7 +650,7 @@ def load_weights(model: RerankerModel, folder: Path) -> None:
     if (folder / ADAPTER_FILE).is_file():
         from peft import load_peft_weights, set_peft_model_state_dict
 
-        with _weights_fit(folder):
+        with _weights_fit(folder), takes_whole_weights(model):
             result = set_peft_model_state_dict(
                 model.model, load_peft_weights(str(folder), device="cpu")
             )
@@ -667,7 +668,7 @@ def load_weights(model: RerankerModel, folder: Path) -> None:
     expected = set(model.hf.state_dict())
     tied = set(getattr(model.hf, "all_tied_weights_keys", None) or {})
     for path in files:
-        with _weights_fit(path):
+        with _weights_fit(path), takes_whole_weights(model):
             result = model.hf.load_state_dict(load_file(path, device="cpu"), strict=False)
         if result.unexpected_keys:
             raise CheckpointError(

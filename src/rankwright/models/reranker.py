@@ -120,6 +120,18 @@ class RerankerModel(nn.Module):
         """Position of each sequence's first token."""
         return self.family.position_offset(self.config) if self.family is not None else 0
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers, where they can be told apart."""
+        return [
+            m for m in self.hf.base_model.modules() if isinstance(m, GradientCheckpointingLayer)
+        ]
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        # accelerate reads here what FSDP gathers as one
+        return sorted({type(block).__name__ for block in self.blocks})
+
     def head_modules(self) -> list[nn.Module]:
         """The modules beside the backbone."""
         backbone = self.hf.base_model
@@ -172,9 +184,7 @@ class RerankerModel(nn.Module):
                 f"--torch_compile_mode {mode} is a mode of the back end inductor, not of "
                 f"{backend}; leave one of the two out"
             )
-        blocks = [
-            m for m in self.hf.base_model.modules() if isinstance(m, GradientCheckpointingLayer)
-        ]
+        blocks = self.blocks
         if not blocks:
             raise ConfigError(
                 f"--torch_compile: the layers of {self.config.model_type!r} are not known; leave "
@@ -202,11 +212,14 @@ class RerankerModel(nn.Module):
         Returns:
             scores_P: float32 logits (float64 for a float64 model).
         """
-        if not batch.cuts:
+        if not batch.cuts and batch.calls == 1:
             return self._score(batch)
-        if not torch.is_grad_enabled():
-            return torch.cat([self._score(chunk) for chunk in batch.chunks()])
-        return torch.cat([self._score_twice(chunk) for chunk in batch.chunks()])
+        score = self._score_twice if torch.is_grad_enabled() else self._score
+        chunks = batch.chunks() or [batch]
+        scores_P = torch.cat([score(chunk) for chunk in chunks])
+        for _ in range(batch.calls - len(chunks)):
+            scores_P = scores_P + score(chunks[0]).sum() * 0
+        return scores_P
 
     def _score_twice(self, chunk: PackedBatch) -> Tensor:
         def score(input_ids_T: Tensor) -> Tensor:

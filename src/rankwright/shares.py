@@ -1,0 +1,212 @@
+"""Lists that several processes score together, written to one file as a single process would.
+
+Queries are dealt out in blocks of about ``BLOCK`` documents, in turn. A block is scored by itself
+whoever does it, so that scores are the same to the last bit on any number of processes. Each writes
+its lines to a hidden file beside the target, behind its last whole block if a run was stopped
+before; the first process puts the lines together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rankwright.arguments import process_numbers
+from rankwright.data.cache import digest
+from rankwright.errors import DataError
+from rankwright.files import sync_names
+from rankwright.ranking import WINDOW, Progress, Reranker
+from rankwright.types import Example, ScoredList
+
+# what is sorted by length at a time anyway
+BLOCK = WINDOW
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that share the work.
+
+    Attributes:
+        rank: number of this one.
+        world: how many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    def wait(self) -> None:
+        """Wait until all of them are here."""
+        if self.world > 1:
+            torch.distributed.barrier()
+
+    def totals(self, counts: Sequence[int]) -> list[int]:
+        """Sums over all processes."""
+        sums = torch.tensor(counts)
+        if self.world > 1:
+            torch.distributed.all_reduce(sums)
+        return [int(total) for total in sums.tolist()]
+
+
+@contextmanager
+def several() -> Iterator[Processes]:
+    """The processes that torchrun or accelerate started; otherwise this one alone."""
+    rank, world, _ = process_numbers()
+    if world == 1:
+        yield Processes()
+        return
+    # one may be hours behind the others
+    torch.distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    try:
+        yield Processes(rank, world)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def blocks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    """Cut queries into blocks of at least ``BLOCK`` documents."""
+    block: list[Example] = []
+    documents = 0
+    for example in examples:
+        block.append(example)
+        documents += len(example.documents)
+        if documents >= BLOCK:
+            yield block
+            block, documents = [], 0
+    if block:
+        yield block
+
+
+def write_lines(
+    reranker: Reranker,
+    examples: Iterable[Example],
+    path: Path,
+    line: Callable[[ScoredList], str],
+    *,
+    key: Any = None,
+    processes: Processes | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Score every candidate of every example and write one line for each, in their order.
+
+    The lines grow in hidden files beside ``path``, which takes its name when it is whole. Where a
+    run that was stopped left some for the same ``key`` and number of processes, those of whole
+    blocks are kept and the next ones follow.
+
+    Args:
+        reranker: the model.
+        examples: the queries; all of them for every process.
+        path: where the lines go.
+        line: what is written of a scored list.
+        key: what the lines depend on, a value of JSON; None never goes on.
+        processes: who shares the work, default this process alone.
+        progress: called with the number of queries finished since its last call.
+
+    Returns:
+        How many lines of this process a former run had written.
+
+    Raises:
+        OSError: a file cannot be written.
+        DataError: a score is not finite, see ``Reranker.score_examples``; or the lines of another
+            process are not there.
+    """
+    processes = processes or Processes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, key_file = _part(path, processes, processes.rank), _hidden(path, processes, "key")
+    written = digest(key)
+    left = part.is_file() and key_file.is_file() and key_file.read_text(encoding="utf-8")
+    if key is None or left != written:
+        part.unlink(missing_ok=True)
+        key_file.write_text(written, encoding="utf-8")
+    sizes: list[int] = []
+    kept = 0
+    with part.open("ab") as file:
+        ends = _line_ends(part)
+        before = True
+        for number, block in enumerate(blocks(examples)):
+            sizes.append(len(block))
+            if number % processes.world != processes.rank:
+                continue
+            if before and kept + len(block) <= len(ends):
+                kept += len(block)
+                if progress is not None:
+                    progress(len(block))
+                continue
+            if before:
+                file.truncate(ends[kept - 1] if kept else 0)
+                before = False
+            for scored in reranker.iter_scores(block, progress):
+                file.write((line(scored) + "\n").encode())
+            file.flush()
+        if before:
+            file.truncate(ends[kept - 1] if kept else 0)
+        os.fsync(file.fileno())
+    processes.wait()
+    if processes.rank == 0:
+        _put_together(path, processes, sizes)
+    processes.wait()
+    return kept
+
+
+def _hidden(path: Path, processes: Processes, end: str, rank: int | None = None) -> Path:
+    rank = processes.rank if rank is None else rank
+    which = f".{rank}-of-{processes.world}" if processes.world > 1 else ""
+    return path.with_name(f".{path.name}{which}.{end}")
+
+
+def _part(path: Path, processes: Processes, rank: int) -> Path:
+    return _hidden(path, processes, "part", rank)
+
+
+def _line_ends(path: Path) -> list[int]:
+    """Where the lines that were written to their end do end."""
+    ends: list[int] = []
+    place = 0
+    with path.open("rb") as file:
+        for line in file:
+            place += len(line)
+            if line.endswith(b"\n"):
+                ends.append(place)
+    return ends
+
+
+def _put_together(path: Path, processes: Processes, sizes: Sequence[int]) -> None:
+    """Give the file its name; the lines of several processes go into it block by block."""
+    world = processes.world
+    parts = [_part(path, processes, rank) for rank in range(world)]
+    if world > 1:
+        whole = path.with_name(f".{path.name}.whole")
+        with ExitStack() as stack:
+            out = stack.enter_context(whole.open("wb"))
+            try:
+                files = [stack.enter_context(part.open("rb")) for part in parts]
+            except FileNotFoundError as error:
+                raise DataError(
+                    f"{error.filename} is not there; all processes must write to one file system"
+                ) from error
+            for number, size in enumerate(sizes):
+                lines = list(islice(files[number % world], size))
+                if len(lines) < size:
+                    raise DataError(
+                        f"{parts[number % world]} is too short; all processes must read the same "
+                        "rows"
+                    )
+                out.writelines(lines)
+            out.flush()
+            os.fsync(out.fileno())
+    else:
+        whole = parts[0]
+    os.replace(whole, path)
+    with suppress(OSError):
+        for left in path.parent.iterdir():
+            # those of a run on another number of processes, too
+            if left.name.startswith(f".{path.name}.") and left.suffix in (".part", ".key"):
+                left.unlink()
+    sync_names(path.parent)

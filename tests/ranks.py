@@ -1,0 +1,115 @@
+"""Several processes of this machine (gloo), as a launcher starts them, but forked from one.
+
+Run as a module, this trains the cases of a file, one after the other, in one process group, and
+does the commands behind them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def train_cases(
+    path: Path,
+    cases: dict[str, dict[str, Any]],
+    world: int,
+    commands: Sequence[list[str]] = (),
+    **variables: str,
+) -> str:
+    """Train every case on ``world`` processes, output folders beside ``path`` by their names.
+
+    Args:
+        path: the file of the cases, to be written.
+        cases: arguments of ``rankwright.train``.
+        world: how many processes.
+        commands: words of commands to do then.
+        **variables: of the environment.
+
+    Returns:
+        What the processes wrote to standard error.
+    """
+    named = [{**case, "output_dir": str(path.parent / name)} for name, case in cases.items()]
+    path.write_text(json.dumps([named, list(commands)]))
+    return run(["-m", "tests.ranks", str(path), str(world)], **variables)
+
+
+def run(words: list[str], *, timeout: int = 300, **variables: str) -> str:
+    """Run Python to its good end; returns what it wrote to standard error."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    done = subprocess.run(
+        [sys.executable, *words], env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, done.stderr[-8000:]
+    return done.stderr
+
+
+def free_port() -> int:
+    """A port of the loopback device that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def fork(world: int, work: Callable[[], None]) -> int:
+    """Do ``work`` in so many processes with torchrun's variables; what is imported is shared.
+
+    Returns:
+        0 where all ended well.
+    """
+    port = str(free_port())
+    children = []
+    for rank in range(world):
+        if (child := os.fork()) > 0:
+            children.append(child)
+            continue
+        code = 1
+        try:
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            os.environ |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+
+
+def _work(cases: list[dict[str, Any]], commands: list[list[str]], ports: list[int]) -> None:
+    import torch
+
+    import rankwright
+    from rankwright import cli
+
+    for case in cases:
+        rankwright.train(**case)
+    if cases:
+        torch.distributed.destroy_process_group()
+    for words, port in zip(commands, ports, strict=True):
+        # one that has served another group still tells of that one's addresses
+        os.environ["MASTER_PORT"] = str(port)
+        assert cli.main(words) == 0
+
+
+if __name__ == "__main__":
+    import transformers
+
+    import rankwright.trainer  # noqa: F401 - before the fork
+    from rankwright import shares
+
+    shares.BLOCK = 8  # so that few rows are shared
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    given = json.loads(Path(sys.argv[1]).read_text())
+    ports = [free_port() for _ in given[1]]
+    sys.exit(fork(int(sys.argv[2]), lambda: _work(*given, ports)))

@@ -1,0 +1,176 @@
+"""What processes share, stopped and gone on with, equals one process's file to the last byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rankwright import cli, shares
+from rankwright.errors import DataError
+from rankwright.ranking import Reranker
+from rankwright.shares import Processes, blocks, write_lines
+from rankwright.types import ScoredList
+from tests import tiny
+
+ROWS = tiny.examples(11, documents=3)
+
+
+class Simulated(Processes):
+    """One of several processes that run one after the other, the first one last."""
+
+    def wait(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_base(tmp_path_factory.mktemp("model") / "base", "bert", num_hidden_layers=2)
+
+
+@pytest.fixture(scope="module")
+def reranker(base: Path) -> Reranker:
+    return Reranker.load(base, device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares, "BLOCK", 6)
+
+
+def line(scored: ScoredList) -> str:
+    return json.dumps([scored.example.query_id, scored.scores])
+
+
+def write(reranker: Reranker, path: Path, world: int, *, key: Any = 1) -> list[int]:
+    """What each process kept of a former run, the first one's last."""
+    return [
+        write_lines(reranker, ROWS, path, line, key=key, processes=Simulated(rank, world))
+        for rank in reversed(range(world))
+    ]
+
+
+def hidden(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob(".*"))
+
+
+def test_blocks() -> None:
+    """Cut behind the query that fills them: 6 documents are two queries of 3."""
+    assert [[e.query_id for e in block] for block in blocks(ROWS[:5])] == [
+        ["q0", "q1"],
+        ["q2", "q3"],
+        ["q4"],
+    ]
+    assert list(blocks([])) == []
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_shared_equals_alone(reranker: Reranker, tmp_path: Path, world: int) -> None:
+    """11 queries are 6 blocks; of 8 processes two have none."""
+    write(reranker, tmp_path / "one.jsonl", 1)
+    write(reranker, tmp_path / "many.jsonl", world)
+    assert (tmp_path / "many.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    ids = [json.loads(text)[0] for text in (tmp_path / "one.jsonl").read_text().splitlines()]
+    assert ids == [row.query_id for row in ROWS]
+    assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_stopped_run_goes_on(
+    reranker: Reranker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
+    """Killed within a line: whole blocks stay, the block it was in is scored again."""
+    write(reranker, tmp_path / "one.jsonl", 1)
+    path = tmp_path / "out.jsonl"
+    original, scored = Reranker.iter_scores, []
+
+    def stopped(self: Reranker, examples: Any, progress: Any = None) -> Any:
+        for found in original(self, examples, progress):
+            if len(scored) == 4:
+                raise KeyboardInterrupt
+            scored.append(found)
+            yield found
+
+    monkeypatch.setattr(Reranker, "iter_scores", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write(reranker, path, world)
+    monkeypatch.setattr(Reranker, "iter_scores", original)
+    assert not path.exists()
+    (part,) = tmp_path.glob(".out.jsonl*.part")
+    left = part.read_bytes()
+    part.write_bytes(left[:-9])  # 3 whole lines: a block of two and a half of one
+    kept = write(reranker, path, world)
+    assert kept[0] == 2
+    assert path.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    assert hidden(tmp_path) == []
+    # what depends on something else, or on nothing that is known, begins anew
+    for key in (2, None):
+        part.write_bytes(left)
+        part.with_suffix(".key").write_text(shares.digest(1))
+        assert write(reranker, path, world, key=key) == [0] * world
+        assert path.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+def test_parts_that_are_not_there(reranker: Reranker, tmp_path: Path) -> None:
+    """Another file system, or other rows, on another machine."""
+    path = tmp_path / "out.jsonl"
+    first, second = (Simulated(rank, 2) for rank in range(2))
+    with pytest.raises(DataError, match=r"1-of-2.part is not there; .* one file system"):
+        write_lines(reranker, ROWS, path, line, processes=first)
+    write_lines(reranker, ROWS[:2], path, line, processes=second)
+    with pytest.raises(DataError, match=r"1-of-2.part is too short; .* the same rows"):
+        write_lines(reranker, ROWS, path, line, processes=first)
+    assert not path.exists()
+
+
+def test_rank_goes_on(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command: the same rows go on, changed ones begin anew."""
+    rows = tmp_path / "rows.jsonl"
+    texts = [{"query": row.query, "documents": row.documents} for row in ROWS]
+    rows.write_text("".join(json.dumps(text) + "\n" for text in texts))
+    words = ["rank", "--model", str(base), "--input", str(rows), "--output"]
+    assert cli.main([*words, str(tmp_path / "one.jsonl")]) == 0
+    original, path = Reranker.iter_scores, tmp_path / "out.jsonl"
+    blocks_left = [2]
+
+    def stopped(self: Reranker, examples: Any, progress: Any = None) -> Any:
+        if not blocks_left[0]:
+            raise KeyboardInterrupt
+        blocks_left[0] -= 1
+        yield from original(self, examples, progress)
+
+    for again, kept in ((False, 4), (True, 0)):
+        blocks_left[0] = 2
+        monkeypatch.setattr(Reranker, "iter_scores", stopped)
+        assert cli.main([*words, str(path)]) == 130
+        monkeypatch.setattr(Reranker, "iter_scores", original)
+        if again:
+            rows.write_text(rows.read_text() + "\n")
+        capsys.readouterr()
+        assert cli.main([*words, str(path)]) == 0
+        assert (f"{kept} queries were ranked by the run" in capsys.readouterr().err) == bool(kept)
+        assert path.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "words", [["--query", "a", "--documents", "rows.txt"], ["--input", "rows.jsonl"]]
+)
+def test_what_cannot_be_shared(
+    base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+) -> None:
+    """Asked before a model is read, and before the processes wait for each other."""
+    monkeypatch.chdir(tmp_path)
+    Path("rows.txt").write_text("a b\n")
+    Path("rows.jsonl").write_text("")
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")):
+        monkeypatch.setenv(name, value)
+    assert cli.main(["rank", "--model", str(base), *words]) == 2
+    assert "several processes share the rows of a file" in capsys.readouterr().err

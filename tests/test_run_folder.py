@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from rankwright import run_folder
 from rankwright.arguments import resolve
-from rankwright.errors import CheckpointError
+from rankwright.errors import CheckpointError, ConfigError
 from rankwright.models import checkpoint
 from rankwright.run_folder import MARKER, damage, last_whole, rotate
 from rankwright.trainer import train_on
@@ -130,8 +131,6 @@ def test_killed_at_every_stage_of_a_write(tmp_path: Path, stride: int) -> None:
 @pytest.mark.parametrize("place", ["_save_optimizer_and_scheduler", "_save_rng_state"])
 def test_a_full_disk(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line; what was written is taken away again, and the run goes on from before it."""
-    import transformers
-
     original = getattr(transformers.Trainer, place)
 
     def full(self: Any, output_dir: str) -> None:
@@ -169,6 +168,83 @@ def test_a_full_disk_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     start = run_folder.prepare(output, given)
     assert train_on(given, ROWS, [], resume_from=start).steps == STEPS
     assert weights(output) == weights(output / "checkpoint-3")
+
+
+class _Vanish(transformers.TrainerCallback):
+    """Deletes the output folder when the checkpoint of a step has been written."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            shutil.rmtree(args.output_dir)
+
+
+def test_a_folder_that_vanishes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is made again; what is lost is what stood in it, and the run ends as it would have."""
+    base = tmp_path / "base"
+    train_on(arguments(base, tmp_path / "whole"), ROWS, [])
+    output = tmp_path / "out"
+    with caplog.at_level(logging.WARNING):
+        train_on(arguments(base, output), ROWS, [], callbacks=[_Vanish(1)])
+    (told,) = [r.getMessage() for r in caplog.records if "vanished" in r.getMessage()]
+    assert told == (
+        f"{output} has vanished, and the checkpoints before step 2 with it; it is made again"
+    )
+    assert {path.name for path in run_folder.checkpoints(output)} == {
+        "checkpoint-2",
+        "checkpoint-3",
+    }
+    assert weights(output) == weights(tmp_path / "whole")
+
+
+def test_the_best_checkpoint_vanishes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The final model is the last step's, and the figures beside it are measured on it."""
+    base = tmp_path / "base"
+    last = arguments(base, tmp_path / "last", eval_steps=1, load_best_model_at_end=False)
+    expected = train_on(last, ROWS, ROWS[:4])
+    output = tmp_path / "out"
+    given = arguments(base, output, eval_steps=1, load_best_model_at_end=True)
+    with caplog.at_level(logging.WARNING):
+        found = train_on(given, ROWS, ROWS[:4], callbacks=[_Vanish(STEPS)])
+    assert "the best checkpoint, has vanished: the final model is that of the last step" in (
+        caplog.text
+    )
+    assert weights(output) == weights(tmp_path / "last")
+    assert found.after is not None
+    assert expected.after is not None
+    assert found.after.metrics == expected.after.metrics
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told before the first step, not by the first checkpoint."""
+
+    def read_only(*args: Any, **named: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    given = arguments(tmp_path / "base", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder.tempfile, "mkdtemp", read_only)
+        with pytest.raises(
+            ConfigError, match=r"out cannot be written \(Read-only file system\); ch"
+        ):
+            train_on(given, ROWS, [])
+
+
+def test_a_run_that_came_to_no_checkpoint_is_replaced(tmp_path: Path) -> None:
+    """Killed between its first evaluation and its first checkpoint: its files are a run's."""
+    output = tmp_path / "out"
+    (output / "validation").mkdir(parents=True)
+    (output / "validation" / "before.jsonl").write_text("{}\n")
+    given = arguments(tmp_path / "base", output, overwrite=True)
+    assert run_folder.prepare(output, given) is None
+    train_on(given, ROWS, [])
+    assert not (output / "validation" / "before.jsonl").exists()
+    (output / "thesis").mkdir()
+    assert run_folder.prepare(output, given) is None
+    with pytest.raises(ConfigError, match="no run of Rankwright; nothing was deleted"):
+        run_folder.prepare(tmp_path, arguments(tmp_path / "base", tmp_path, overwrite=True))
 
 
 @pytest.mark.parametrize("damaged", ["cut", "lost", "no marker", "broken marker"])

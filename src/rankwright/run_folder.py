@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -169,6 +170,16 @@ def finish_checkpoint(output: Path, name: str, progress: Progress) -> Path:
     return output / name
 
 
+def try_out(output: Path) -> None:
+    """Make a folder and write into it, to learn at once what the first checkpoint would.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryDirectory(prefix=".checkpoint-", suffix=".part", dir=output).cleanup()
+
+
 def finish_files(work: Path, output: Path, last: str) -> None:
     """Move files of a folder into another one, ``last`` when all others are there.
 
@@ -282,9 +293,10 @@ def _step(folder: Path) -> int:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run of Rankwright."""
-    places = (folder, *checkpoints(folder))
-    return any((place / checkpoint.SPEC_FILE).is_file() for place in places)
+    """Whether a folder holds a run of Rankwright, be it one that came to no checkpoint."""
+    begun = [folder / FOLDER / f"{name}.jsonl" for name in NAMES]
+    places = [place / checkpoint.SPEC_FILE for place in (folder, *checkpoints(folder))]
+    return staging(folder).is_dir() or any(path.is_file() for path in (*places, *begun))
 
 
 def clear(output: Path) -> None:

@@ -14,7 +14,6 @@ import json
 import logging
 import math
 import signal
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -989,9 +988,7 @@ def train_on(
         share_prefix=arguments.data.share_prefix,
     )
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        # to learn it now, and not from the first checkpoint
-        tempfile.TemporaryDirectory(prefix=".", dir=output).cleanup()
+        run_folder.try_out(output)
     except OSError as error:
         raise ConfigError(
             f"--output_dir {output} cannot be written ({error.strerror}); choose another"

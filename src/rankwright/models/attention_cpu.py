@@ -4,7 +4,8 @@
 its inputs are cut out of the row and its outputs and gradients put together again, every mask is
 turned from booleans into numbers, and a sliding window costs as much as the whole square. Here the
 kernel below it reads the row where it lies, gradients are written where they belong, and long
-segments are computed in blocks of queries, each against the keys that it may see.
+segments are computed in blocks of queries, each against the keys that it may see. What this wins
+with long documents, and that it wins nothing with short ones, stands in docs/log.md.
 
 Shape legend: ``T`` tokens of the packed row, ``N`` heads, ``K`` key/value heads, ``E`` head size.
 """

@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip
 # side by side on two cores; make test PYTEST_ARGS=--slow adds the long ones
 PYTEST_ARGS ?= -n 2
 
-.PHONY: quickstart test setup lint format docs clean
+.PHONY: quickstart test setup lint format docs audit clean
 
 quickstart: $(VENV)/.quickstart
 	$(BIN)/rankwright quickstart --overwrite
@@ -29,6 +29,10 @@ format: $(VENV)/.dev
 # the guides as a site, in build/site; a warning is an error
 docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# withdrawn releases and known vulnerabilities among the pinned versions
+audit:
+	$(PYTHON) tools/audit.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else "Python %d.%d is not supported: use 3.11 to 3.13, such as make PYTHON=python3.12" % v)'

@@ -21,6 +21,15 @@ class DamagedError(Exception):
     """A folder is not what was written."""
 
 
+def expanded(name: str | os.PathLike[str]) -> Path:
+    """A path with ``~`` read as the home folder, and as it stands where there is none."""
+    path = Path(name)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
 def write_marker(folder: Path, name: str, values: dict[str, Any]) -> None:
     """Write a folder's last file: some values, and the sizes of the other files, however deep."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != name)

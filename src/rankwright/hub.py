@@ -22,6 +22,7 @@ import huggingface_hub
 from huggingface_hub import errors as hf_errors
 
 from rankwright.errors import CheckpointError, ConfigError, DataError
+from rankwright.files import expanded
 
 # Reading a pickle runs what it says, so pickled weights are never fetched; neither is Python code,
 # nor another format of the same weights.
@@ -140,6 +141,26 @@ def resolve_model(
             "give the id of one, or a local folder"
         )
     return folder
+
+
+def refuse_pickles(folder: Path, conversion: str) -> None:
+    """Refuse a folder whose weights are pickled; reading them would run what they say.
+
+    Args:
+        folder: of a model or an adapter.
+        conversion: what turns them into safetensors, once, where they are trusted.
+
+    Raises:
+        ConfigError: it holds pickles and no safetensors.
+    """
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(path.name for path in folder.iterdir() if path.name.endswith(_PICKLED))
+    if pickled:
+        raise ConfigError(
+            f"{folder} has pickled weights only ({', '.join(pickled[:3])}), which can run code and "
+            f"are never loaded; convert them once where you trust them: {conversion}"
+        )
 
 
 def resolve_dataset(
@@ -353,7 +374,7 @@ def _local(name: str, revision: str | None) -> Path | None:
         raise ConfigError(
             "the name is empty; give a local path or an id, which looks like owner/name"
         )
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not path.exists():
         return None
     if revision:

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from rankwright.data.readers import FirstStage, iter_documents
 from rankwright.errors import CheckpointError, ConfigError
+from rankwright.files import expanded
+from rankwright.hub import refuse_pickles
 from rankwright.progress import tracked
 
 Floats = NDArray[np.float64]
@@ -256,7 +258,7 @@ def dense_folder(name: str, *, use_hf: bool = True) -> Path:
     from rankwright.hub import resolve_model
 
     # one without a transformer, such as static embeddings, has no config.json for it
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     return folder if (folder / "modules.json").is_file() else resolve_model(name, use_hf=use_hf)
 
 
@@ -275,6 +277,7 @@ def load_sentence_transformer(folder: Path) -> Any:
             "--method dense needs sentence-transformers, which is not installed; run: pip install "
             "'rankwright[mine]'"
         ) from error
+    refuse_pickles(folder, f"SentenceTransformer({str(folder)!r}).save({str(folder)!r})")
     quiet = logging.getLogger("sentence_transformers")
     level = quiet.level
     # a folder of plain transformers gets mean pooling, as sentence-transformers itself does it

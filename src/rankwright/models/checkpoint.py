@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoTokenizer
 from rankwright.errors import CheckpointError, ConfigError
 from rankwright.files import publish, replacing, sync
 from rankwright.guards import not_finite
-from rankwright.hub import resolve_model
+from rankwright.hub import refuse_pickles, resolve_model
 from rankwright.models.families import FAMILIES
 from rankwright.models.reranker import RerankerModel, score_token
 from rankwright.models.sharding import takes_whole_weights
@@ -37,6 +37,10 @@ SPEC_FILE = "rankwright.json"
 ADAPTER_FILE = "adapter_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.spm", "*.tiktoken", "tekken.json")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_AUTO: dict[str, Any] = {
+    "generative": transformers.AutoModelForCausalLM,
+    "classification": transformers.AutoModelForSequenceClassification,
+}
 # what configurations call their dropout rates
 DROPOUTS = (
     "attention_dropout",
@@ -106,6 +110,27 @@ class ModelSpec:
         """The template."""
         return Template(self.kind, self.template_prefix, self.template_suffix, self.instruction)
 
+    def check(self) -> None:
+        """Look at the values that a file brought.
+
+        Raises:
+            TypeError: one is of another type.
+            ValueError: the kind is unknown.
+        """
+        if self.kind not in _AUTO:
+            raise ValueError(f"kind is {self.kind!r}; it must be {' or '.join(_AUTO)}")
+        types: dict[type, tuple[str, ...]] = {
+            str: ("template_suffix", "instruction", "positive_token", "negative_token"),
+            int: ("max_length",),
+            dict: ("training", "versions"),
+        }
+        for kind, names in types.items():
+            for name in names:
+                if not isinstance(getattr(self, name), kind):
+                    raise TypeError(f"{name} is no {kind.__name__}")
+        if not isinstance(self.template_prefix, str | None):
+            raise TypeError("template_prefix is no str")
+
     @classmethod
     def load(cls, folder: Path) -> ModelSpec | None:
         """Read a folder's ``rankwright.json``; None where there is none.
@@ -118,8 +143,10 @@ class ModelSpec:
             return None
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
-        except (ValueError, TypeError) as error:
+            spec = cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+            spec.check()
+            return spec
+        except (ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path} is broken ({error}); save the model again") from error
 
 
@@ -270,7 +297,7 @@ def _adapter_base(
     try:
         config = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
         name = str(config["base_model_name_or_path"])
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{folder / ADAPTER_FILE} is broken ({error}); use another adapter"
         ) from error
@@ -313,6 +340,7 @@ def load(name: str | os.PathLike[str], options: LoadOptions | None = None) -> Lo
     folder, base, adapter = described.folder, described.base, described.adapter
     config, tokenizer, spec = described.config, described.tokenizer, described.spec
     kind = spec.kind
+    _refuse_pickles(base, adapter, kind)
     hf, missing = _load_weights(base, kind, config, options)
     complain = bool(ModelSpec.load(folder)) and adapter is None
     if missing and complain:
@@ -343,6 +371,18 @@ def load(name: str | os.PathLike[str], options: LoadOptions | None = None) -> Lo
         )
     model = RerankerModel(hf, kind, token_ids, packed=options.packed, attn_impl=options.attn_impl)
     return Loaded(model.eval(), tokenizer, spec, _modules(missing), folder)
+
+
+def _refuse_pickles(base: Path, adapter: Path | None, kind: str) -> None:
+    auto = _AUTO[kind].__name__
+    refuse_pickles(base, f"{auto}.from_pretrained({str(base)!r}).save_pretrained({str(base)!r})")
+    if adapter is not None:
+        file = str(adapter / "adapter_model")
+        refuse_pickles(
+            adapter,
+            f"safetensors.torch.save_file(torch.load({file + '.bin'!r}, weights_only=True), "
+            f"{file + '.safetensors'!r})",
+        )
 
 
 def _spec(
@@ -426,11 +466,7 @@ def model_limit(config: Any) -> int:
 def _load_weights(
     base: Path, kind: str, config: Any, options: LoadOptions
 ) -> tuple[Any, list[str]]:
-    auto = (
-        transformers.AutoModelForCausalLM
-        if kind == "generative"
-        else transformers.AutoModelForSequenceClassification
-    )
+    auto = _AUTO[kind]
     arguments: dict[str, Any] = {
         "dtype": "auto" if options.dtype == "auto" else DTYPES[options.dtype],
         "trust_remote_code": options.trust_remote_code,

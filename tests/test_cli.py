@@ -195,6 +195,67 @@ def test_rows_that_cannot_be_read(
     assert not (tmp_path / "out").exists()
 
 
+def test_bad_rows_are_skipped_where_that_is_asked_for(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other rows are used; the file beside the output has the refused ones, and goes again."""
+    lines = [json.dumps(row) for row in ROWS]
+    bad = write(tmp_path, "bad.jsonl", lines[0], '{"query": 5}', lines[1])
+    lists = [json.dumps({"query": row["query"], "documents": row["negative"]}) for row in ROWS]
+    queries = write(tmp_path, "queries.jsonl", lists[0], "{", lists[1])
+    skip = ("--on_bad_row", "skip")
+    out = tmp_path / "out"
+    train = ("train", "--model", model, "--max_steps", "1", "--cache_dir", str(tmp_path / "cache"))
+    calls: dict[str, tuple[tuple[str, ...], str]] = {
+        "train": (
+            (*train, "--dataset", bad, "--output_dir", str(out / "run")),
+            "run/rows.refused.jsonl",
+        ),
+        "evaluate": (
+            ("evaluate", "--model", model, "--dataset", bad, "--output", str(out / "e")),
+            "e/rows.refused.jsonl",
+        ),
+        "compare": (
+            ("compare", model, model, "--dataset", bad, "--output", str(out / "c")),
+            "c/rows.refused.jsonl",
+        ),
+        "rank": (
+            ("rank", "--model", model, "--input", queries, "--output", str(out / "r.jsonl")),
+            "r.refused.jsonl",
+        ),
+        "scores": (
+            ("rank", "--model", model, "--dataset", bad, "--write_scores", str(out / "s.jsonl")),
+            "s.refused.jsonl",
+        ),
+        "mine": (
+            ("mine", "--queries", bad, "--number", "1", "--output", str(out / "m.jsonl")),
+            "m.refused.jsonl",
+        ),
+    }
+    out.mkdir()
+    for name, (words, file) in calls.items():
+        place = f"{queries if name == 'rank' else bad}:2: "
+        said = mistake(capsys, *words)
+        assert said.startswith(place)
+        assert cli.main((*words, *skip)) == 0, name
+        shown = " ".join(capsys.readouterr().err.split())
+        assert f"left out: 1 row that cannot be read, written to {out / file} {said}" in shown
+        (line,) = (out / file).read_text().splitlines()
+        refused = json.loads(line)
+        assert place + refused["reason"] == said
+        assert refused["text"] == ("{" if name == "rank" else '{"query": 5}')
+    assert (out / "run" / "rankwright.json").is_file()
+    flat = json.loads((out / "run" / "rankwright.json").read_text())["training"]
+    assert (flat["on_bad_row"], flat["max_bad_rows"]) == ("skip", 100)
+    # none left: the file of an earlier run would be a lie
+    write(tmp_path, "bad.jsonl", *lines)
+    for name in ("evaluate", "train"):
+        words, file = calls[name]
+        again = ("--overwrite", "true") if name == "train" else ()
+        assert cli.main((*words, *skip, *again)) == 0
+        assert not (out / file).exists()
+
+
 def test_zero_rows_left(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows without a negative are none for a listwise loss; one line says what was left out."""
     path = write(tmp_path, "rows.jsonl", '{"query": "q", "positive": ["a"], "negative": []}')

@@ -23,10 +23,11 @@ MODEL_FLAGS = {
     "template", "template_prefix", "template_suffix", "instruction", "positive_token",
     "negative_token", "dropout", "packed", "attn_impl",
 }
+BAD_ROW_FLAGS = {"on_bad_row", "max_bad_rows"}
 PASSAGE_FLAGS = {"passages", "passage_tokens", "passage_overlap", "max_passages"}
 FLAGS = {
     "quickstart": {"model", "output_dir", "seed", "max_steps", "overwrite"},
-    "train": MODEL_FLAGS | {
+    "train": MODEL_FLAGS | BAD_ROW_FLAGS | {
         # rows
         "dataset", "instructions", "val_dataset", "val_instructions", "split_dataset_ratio",
         "data_format", "max_positive_samples",
@@ -43,20 +44,20 @@ FLAGS = {
         "metrics", "early_stopping_patience", "calibrate", "on_nan", "max_nan_steps", "resume",
         "overwrite",
     },
-    "evaluate": MODEL_FLAGS | PASSAGE_FLAGS | {
+    "evaluate": MODEL_FLAGS | PASSAGE_FLAGS | BAD_ROW_FLAGS | {
         "dataset", "instructions", "data_format", "split", "metrics", "batch_tokens", "output",
         "mteb_tasks", "first_stage", "top_k",
     },
-    "rank": MODEL_FLAGS | PASSAGE_FLAGS | {
+    "rank": MODEL_FLAGS | PASSAGE_FLAGS | BAD_ROW_FLAGS | {
         "query", "documents", "input", "output", "top_k", "probability", "batch_tokens",
         "calibrated", "threshold", "dataset", "instructions", "data_format", "split",
         "write_scores",
     },
-    "calibrate": MODEL_FLAGS | PASSAGE_FLAGS | {
+    "calibrate": MODEL_FLAGS | PASSAGE_FLAGS | BAD_ROW_FLAGS | {
         "dataset", "instructions", "data_format", "split", "method", "precision", "recall", "folds",
         "batch_tokens", "output",
     },
-    "compare": MODEL_FLAGS | PASSAGE_FLAGS | {
+    "compare": MODEL_FLAGS | PASSAGE_FLAGS | BAD_ROW_FLAGS | {
         "dataset", "qrels", "instructions", "data_format", "split", "metrics", "show", "top_k",
         "samples", "seed", "batch_tokens", "output",
     },
@@ -69,14 +70,14 @@ FLAGS = {
         "max_wait_ms", "max_documents", "max_bytes", "max_tokens", "max_queue", "timeout",
         "access_log",
     },
-    "report": MODEL_FLAGS | PASSAGE_FLAGS | {
+    "report": MODEL_FLAGS | PASSAGE_FLAGS | BAD_ROW_FLAGS | {
         "output", "compare_with", "dataset", "instructions", "data_format", "split",
         "batch_tokens",
     },
-    "check": MODEL_FLAGS | {
+    "check": MODEL_FLAGS | BAD_ROW_FLAGS | {
         "dataset", "instructions", "val_dataset", "val_instructions", "data_format",
     },
-    "mine": {
+    "mine": BAD_ROW_FLAGS | {
         "queries", "corpus", "output", "data_format", "split", "use_hf", "work_dir",
         "method", "bm25_stopwords", "bm25_stemmer", "bm25_k1", "bm25_b",
         "dense_model", "query_prompt", "document_prompt", "dense_batch_size",

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from rankwright.errors import ConfigError
+from rankwright.files import expanded
 
 if TYPE_CHECKING:
     from rankwright.objective import Objective
@@ -208,6 +209,21 @@ class DataArguments:
     load_from_cache_file: bool = _option(True, "false: read and tokenise the rows anew")
 
 
+_ON_BAD_ROW = (
+    "stop: a row that cannot be read ends the command; skip: it is left out, counted, and written "
+    "to a .refused.jsonl beside the output with its line and the reason"
+)
+_MAX_BAD_ROWS = "rows that may be skipped; one more ends the command"
+
+
+@dataclass
+class BadRowArguments:
+    """Rows that cannot be read."""
+
+    on_bad_row: str = _option("stop", _ON_BAD_ROW)
+    max_bad_rows: int = _option(100, _MAX_BAD_ROWS)
+
+
 @dataclass
 class LossArguments:
     """The loss."""
@@ -367,6 +383,8 @@ class MiningArguments:
     )
     data_format: str | None = _option(None, "row format; default: detected")
     split: str | None = _option(None, "which files of a folder or hub dataset; default: train")
+    on_bad_row: str = _option("stop", _ON_BAD_ROW)
+    max_bad_rows: int = _option(100, _MAX_BAD_ROWS)
     use_hf: bool = _option(True, "ids are on Hugging Face; false: on ModelScope")
 
 
@@ -464,7 +482,14 @@ DEEPSPEED: dict[str, dict[str, Any]] = {
 }
 
 
-GROUPS = (ModelArguments, DataArguments, LossArguments, TunerArguments, RunArguments)
+GROUPS = (
+    ModelArguments,
+    DataArguments,
+    LossArguments,
+    TunerArguments,
+    RunArguments,
+    BadRowArguments,
+)
 
 # what transformers' defaults are replaced with, where the user says nothing
 TRAINING_DEFAULTS: dict[str, Any] = {
@@ -598,7 +623,10 @@ def _recipe_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise ConfigError(f"{path} does not exist; give a YAML file or arguments") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}); give a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply; write one 'name: value' a line") from error
+    # a ValueError is such as the 45th of a month, or a number of ten thousand digits
+    except (yaml.YAMLError, ValueError) as error:
         place = getattr(error, "problem_mark", None)
         line = f":{place.line + 1}" if place else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
@@ -611,6 +639,8 @@ def _recipe_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         if name in seen:
             raise ConfigError(f"{path}:{number}: {name} stands in line {seen[name]} too; drop one")
         seen[name] = number
+        if "\0" in str(value):
+            raise ConfigError(f"{path}:{number}: {name} holds a null byte; take it out")
         if value is not None:
             yield number, _words(name, value)
 
@@ -624,7 +654,7 @@ def _words(name: str, value: Any) -> list[str]:
 
 def _word(value: Any) -> str:
     if isinstance(value, dict):
-        return json.dumps(value)
+        return json.dumps(value, default=str)  # YAML knows dates
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -681,7 +711,7 @@ def cache_folder(data: DataArguments, environ: Mapping[str, str] | None = None) 
     """
     environ = os.environ if environ is None else environ
     if named := data.cache_dir or environ.get("RANKWRIGHT_CACHE"):
-        return Path(named).expanduser()
+        return expanded(named)
     if base := environ.get("XDG_CACHE_HOME"):
         return Path(base) / "rankwright"
     try:
@@ -758,6 +788,7 @@ class TrainArguments:
         tuner: full training or adapters.
         run: the run.
         training: keyword arguments for ``transformers.TrainingArguments``.
+        bad_rows: what is done about rows that cannot be read.
     """
 
     model: ModelArguments
@@ -766,11 +797,12 @@ class TrainArguments:
     tuner: TunerArguments
     run: RunArguments
     training: dict[str, Any]
+    bad_rows: BadRowArguments = field(default_factory=BadRowArguments)
 
     def flat(self) -> dict[str, Any]:
         """All arguments under their flat names, to be saved with the run; secrets are left out."""
         values: dict[str, Any] = {}
-        for part in (self.model, self.data, self.loss, self.tuner, self.run):
+        for part in (self.model, self.data, self.loss, self.tuner, self.run, self.bad_rows):
             values.update(dataclasses.asdict(part))
         values.update(self.training)
         flat: dict[str, Any] = _without_secrets(values)
@@ -829,6 +861,7 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
         _filled(TunerArguments, values),
         _filled(RunArguments, values),
         {**TRAINING_DEFAULTS, **{n: values[n] for n in training_names if n in values}},
+        _filled(BadRowArguments, values),
     )
     _check(arguments, given)
     return arguments
@@ -901,6 +934,7 @@ def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
     if not data.dataset:
         raise ConfigError("--dataset is missing; give files, folders or ids of rows to train on")
     check_model_arguments(model)
+    _choice("on_bad_row", arguments.bad_rows.on_bad_row, ["stop", "skip"])
     _choice("group", data.group, ["positive", "all"])
     _choice("tuner_type", arguments.tuner.tuner_type, ["full", "lora"])
     if not 0 <= data.split_dataset_ratio < 1:
@@ -925,6 +959,7 @@ def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
         ("max_length", model.max_length, 1),
         ("eval_batch_tokens", data.eval_batch_tokens, 1),
         ("dataset_num_proc", data.dataset_num_proc, 1),
+        ("max_bad_rows", arguments.bad_rows.max_bad_rows, 1),
         ("lora_rank", arguments.tuner.lora_rank, 1),
         ("max_nan_steps", arguments.run.max_nan_steps, 1),
         ("per_device_train_batch_size", arguments.training.get("per_device_train_batch_size"), 1),

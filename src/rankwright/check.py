@@ -33,8 +33,9 @@ from rankwright.data import readers
 from rankwright.data.batches import BatchPlan, GroupDataset, Sampling
 from rankwright.data.collate import Collator
 from rankwright.data.groups import Leaks, leaks
-from rankwright.data.readers import LoadedData, load_examples
+from rankwright.data.readers import BadRows, LoadedData, load_examples
 from rankwright.data.stats import DatasetStatistics, Spread, dataset_statistics
+from rankwright.files import expanded
 from rankwright.models.checkpoint import Loaded, LoadOptions, describe, model_limit
 from rankwright.models.lora import add_adapters
 from rankwright.models.memory import (
@@ -71,6 +72,7 @@ def check_rows(
     model: ModelArguments,
     instructions: Sequence[str] = (),
     val_instructions: Sequence[str] = (),
+    bad_rows: BadRows | None = None,
 ) -> None:
     """Print what rows hold, what is wrong with them, and one of them as the model will see it.
 
@@ -81,6 +83,7 @@ def check_rows(
         model: the model whose tokens are counted; without a name, lengths are in characters only.
         instructions: one for each dataset, or none.
         val_instructions: one for each validation dataset, or none.
+        bad_rows: what is done about rows that cannot be read; None stops at the first.
 
     Raises:
         ConfigError: an unknown layout or model, or an option that does not fit it.
@@ -88,14 +91,17 @@ def check_rows(
         CheckpointError: the model's folder holds none.
     """
     loaded = _outline(model) if model.model else None
-    train = _load(dataset, instructions, data_format, "train", model.use_hf)
+    bad_rows = bad_rows or BadRows()
+    train = _load(dataset, instructions, data_format, "train", model.use_hf, bad_rows)
     val = None
     if val_dataset:
-        val = _load(val_dataset, val_instructions, data_format, "eval", model.use_hf)
+        val = _load(val_dataset, val_instructions, data_format, "eval", model.use_hf, bad_rows)
     parts = {"training": train} | ({"validation": val} if val is not None else {})
     out = _console()
     for name, data in parts.items():
         _print_sources(out, name, data)
+    for line in bad_rows.report(shown=20):
+        out.print(_plain(line), soft_wrap=True)
     statistics = {name: dataset_statistics(data.examples) for name, data in parts.items()}
     _print_statistics(out, parts, statistics)
     for name in parts:
@@ -212,6 +218,7 @@ def _load(
     data_format: str | None,
     purpose: Any,
     use_hf: bool,
+    bad_rows: BadRows,
 ) -> LoadedData:
     with tracked("reading", None) as advance, _unlogged(readers.logger):
         read = 0
@@ -227,6 +234,7 @@ def _load(
             data_format=data_format,
             use_hf=use_hf,
             purpose=purpose,
+            bad_rows=bad_rows,
             progress=progress,
         )
 
@@ -772,7 +780,7 @@ def _weights(folder: Path, name: str) -> str:
         size = sum(path.stat().st_size for path in files)
         number = f"{len(files)} file{'s' if len(files) > 1 else ''}"
         return f"{number}, {_memory(size)}; not read here"
-    if Path(name).expanduser().exists():
+    if expanded(name).exists():
         return "none in this folder; only configuration and tokenizer were read"
     return "not fetched; only configuration and tokenizer were"
 

@@ -142,6 +142,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # the reader of our output has gone; keep the interpreter from complaining on exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # a full disk, a name that is too long: what no command has more to say about
+        name = "" if error.filename is None else f" ({str(error.filename)[:200]!r})"
+        print(f"rankwright: {error.strerror or error}{name}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as error:
         print(f"rankwright: {error or 'stopped'}", file=sys.stderr)
         return 130

@@ -41,10 +41,11 @@ from rankwright import retrieval
 from rankwright.arguments import MiningArguments, check_mining_arguments, unknown_argument
 from rankwright.data import readers
 from rankwright.data.cache import META, arrow_file, cached, digest
+from rankwright.data.readers import BadRows
 from rankwright.data.store import file_stamp, load_store
 from rankwright.errors import ConfigError, DataError
 from rankwright.files import read_marker, replacing, write_marker
-from rankwright.progress import tracked
+from rankwright.progress import console, tracked
 from rankwright.retrieval import BM25, Analyzer, Dense, Floats, Ints
 from rankwright.types import Example
 
@@ -68,6 +69,7 @@ TEACHER_RELATIVE = "teacher: within --teacher_relative_margin of the positive"
 NOT_NEEDED = "enough negatives found without it"
 
 EMPTY_DOCUMENT = "empty document of the corpus"
+BAD_ROW = "row of the corpus that cannot be read"
 REPEATED_DOCUMENT = "document of the corpus given twice"
 NO_POSITIVE = "query without a positive"
 NO_NEGATIVE = "query without a negative that is left"
@@ -242,8 +244,12 @@ class _Corpus:
         return found
 
 
-def _write_corpus(folder: Path, documents: Iterable[tuple[str, str, str]]) -> None:
+def _write_corpus(
+    folder: Path, documents: Iterable[tuple[str, str, str]], bad_rows: BadRows
+) -> None:
     import pyarrow as pa
+
+    first_refused = len(bad_rows.refused)
 
     schema = pa.schema({"id": pa.string(), "text": pa.string()})
     seen: dict[str, bytes] = {}
@@ -261,14 +267,18 @@ def _write_corpus(folder: Path, documents: Iterable[tuple[str, str, str]]) -> No
             before = seen.setdefault(identifier, key)
             if before is not key:
                 if before != key:
-                    raise DataError(
+                    error = DataError(
                         f"{place}: the document id {identifier!r} stands at another text before; "
                         "give each document an id of its own"
                     )
+                    bad_rows.refuse(error, place, text)
+                    continue
                 counts[REPEATED_DOCUMENT] += 1
                 continue
             writer.write({"id": identifier, "text": text}, len(text))
-    write_marker(folder, META, {"counts": dict(counts)})
+    refused = [dataclasses.astuple(row) for row in bad_rows.refused[first_refused:]]
+    counts[BAD_ROW] += len(refused)
+    write_marker(folder, META, {"counts": dict(+counts), "refused": refused})
 
 
 def _documents_of(examples: Sequence[Example]) -> Iterator[tuple[str, str, str]]:
@@ -537,6 +547,7 @@ class _Run:
     def __init__(self, given: MiningArguments, work: Path) -> None:
         self.given = given
         self.work = work
+        self.bad_rows = BadRows(given.on_bad_row, given.max_bad_rows)
         self.depth = given.candidates or _range_max(given)
         self.code = [inspect.getsource(module) for module in (retrieval, inspect.getmodule(_Run))]  # type: ignore[arg-type]
         data = load_store(
@@ -546,6 +557,7 @@ class _Run:
             split=given.split,
             use_hf=given.use_hf,
             purpose="mine",
+            bad_rows=self.bad_rows,
         )
         self.examples = data.examples
         self.read_report = data.report
@@ -583,9 +595,12 @@ class _Run:
                     f"--corpus {source} is neither a file nor a folder; save it to a file"
                 )
             key = digest([self.code, source, _stamps(files)])
-            documents = readers.iter_documents(source, use_hf=given.use_hf)
-        folder = self.work / "corpus" / key
-        corpus = cached(folder, lambda part: _write_corpus(part, documents), _Corpus)
+            documents = readers.iter_documents(source, use_hf=given.use_hf, bad_rows=self.bad_rows)
+        bad, before = self.bad_rows, len(self.bad_rows.refused)
+        skipped = bad.on_bad_row == "skip" and bad.max_bad_rows - before
+        folder = self.work / "corpus" / digest([key, skipped])
+        corpus = cached(folder, lambda part: _write_corpus(part, documents, bad), _Corpus)
+        bad.refused[before:] = [readers.Refused(*row) for row in corpus.meta["refused"]]
         if not len(corpus):
             raise DataError(f"--corpus {source} holds no document with a text; give another")
         return key, corpus
@@ -1169,6 +1184,8 @@ def mine(arguments: MiningArguments | None = None, /, **given: Any) -> MiningRes
                 yield table
 
         _write_rows(output, tables(), _schema(arguments.teacher is not None))
+        for line in run.bad_rows.report(readers.refused_file(output)):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         report = run.report(counts)
         with replacing(report_file) as file:
             text = json.dumps(dataclasses.asdict(report), ensure_ascii=False, indent=1)

@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from rankwright.errors import ConfigError
 from rankwright.evaluation import EvaluationResult, evaluate_scores
+from rankwright.files import expanded
 from rankwright.ranking import Progress, Reranker
 from rankwright.types import Example, ScoredList
 
@@ -290,7 +291,7 @@ def find_candidates(task: Any, first_stage: str | None, top_k: int, work: Path) 
     """
     if first_stage is None and not without_candidates(task):
         return None
-    folder = work if first_stage in (None, BM25) else Path(str(first_stage)).expanduser()
+    folder = work if first_stage in (None, BM25) else expanded(first_stage)
     if first_stage in (None, BM25):
         mteb = import_mteb()
         try:

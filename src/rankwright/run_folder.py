@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from rankwright.arguments import TrainArguments
+from rankwright.data.readers import REFUSED
 from rankwright.errors import CheckpointError, ConfigError
 from rankwright.files import DamagedError, publish, read_marker, sync, sync_names, write_marker
 from rankwright.models import checkpoint
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "trainer_state.json"
 METRICS_FILE = "metrics.json"
 ADAPTER_FOLDER = "adapter"
+REFUSED_FILE = f"rows{REFUSED}"
 MARKER = "complete.json"
 SAVING = ".saving"
 # what a process that was killed while it replaced a checkpoint left
@@ -309,6 +311,7 @@ def clear(output: Path) -> None:
         *checkpoint.FILES,
         STATE_FILE,
         METRICS_FILE,
+        REFUSED_FILE,
         ADAPTER_FOLDER,
         SAVING,
         LEFT,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rankwright.errors import ConfigError
+from rankwright.files import expanded
 from rankwright.types import PairTokens as PairTokens
 
 # the fewest tokens that query and document together must be left with
@@ -276,7 +277,7 @@ def find_template(name: str, tokenizer: Any) -> tuple[Template, bool]:
     """
     if name in TEMPLATES:
         return TEMPLATES[name].make(tokenizer), False
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not path.is_file():
         near = difflib.get_close_matches(name, TEMPLATES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ";"

@@ -24,6 +24,7 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ from rankwright.data.batches import BatchPlan, GroupDataset, Sampling
 from rankwright.data.collate import Collator
 from rankwright.data.groups import Needs, borrow, split_examples, unusable
 from rankwright.data.outline import instructions, outline, select
-from rankwright.data.readers import LoadedData, Purpose, dataset_instructions
+from rankwright.data.readers import BadRows, LoadedData, Purpose, dataset_instructions
 from rankwright.data.store import load_store
 from rankwright.data.tokens import allow_forks, quiet_tokenizers, token_store
 from rankwright.errors import CheckpointError, ConfigError, DataError
@@ -915,9 +916,16 @@ def train(
         options = LoadOptions(**load_options(arguments.model))
         checkpoint.describe(arguments.model.model, options, weights=False)
     transformers.set_seed(arguments.training["seed"])
-    train_examples, val_examples, dropped = _load_rows(arguments)
+    bad_rows = BadRows(arguments.bad_rows.on_bad_row, arguments.bad_rows.max_bad_rows)
+    train_examples, val_examples, dropped = _load_rows(arguments, bad_rows)
     return train_on(
-        arguments, train_examples, val_examples, dropped, resume_from, callbacks=callbacks
+        arguments,
+        train_examples,
+        val_examples,
+        dropped,
+        resume_from,
+        callbacks=callbacks,
+        bad_rows=bad_rows,
     )
 
 
@@ -929,6 +937,7 @@ def train_on(
     resume_from: str | None = None,
     before_training: Callable[[Reranker], None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    bad_rows: BadRows | None = None,
 ) -> TrainResult:
     """Train on examples that are already in memory; see ``train``.
 
@@ -940,6 +949,7 @@ def train_on(
         resume_from: a checkpoint folder to go on from.
         before_training: called with the untrained reranker.
         callbacks: see ``train``.
+        bad_rows: rows that could not be read, to be written down.
     """
     output = Path(arguments.training["output_dir"])
     objective = parse_objective(arguments.loss.loss_type)
@@ -1037,6 +1047,9 @@ def train_on(
     if arguments.run.overwrite and run_folder.is_run(output) and args.process_index == 0:
         # only here is every argument known to be good
         run_folder.clear(output)
+    if bad_rows is not None and args.process_index == 0:
+        for line in bad_rows.report(output / run_folder.REFUSED_FILE):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     watcher.trainer = trainer
     if before_training is not None:
         before_training(reranker)
@@ -1045,6 +1058,12 @@ def train_on(
         with _signals(trainer.stop_requested):
             trainer.train(resume_from_checkpoint=resume_from)
             stopped = trainer.any_process(trainer.stop_requested.is_set() or trainer.stop_agreed)
+    except UnpicklingError as error:
+        # torch reads the optimizer's and the generators' state as tensors and plain values alone
+        raise CheckpointError(
+            f"{resume_from} holds more than tensors and numbers, which would run as code and is "
+            "not read; resume from a checkpoint that this run wrote"
+        ) from error
     finally:
         watcher.close()
     seconds = trainer.seconds
@@ -1203,7 +1222,7 @@ def _final_result(trainer: _Trainer) -> EvaluationResult | None:
 
 
 def _load_rows(
-    arguments: TrainArguments,
+    arguments: TrainArguments, bad_rows: BadRows
 ) -> tuple[Sequence[Example], Sequence[Example], dict[str, int]]:
     data, seed = arguments.data, arguments.training["seed"]
     # before an hour of reading
@@ -1227,6 +1246,7 @@ def _load_rows(
                 seed=seed,
                 use_hf=arguments.model.use_hf,
                 purpose=purpose,
+                bad_rows=bad_rows,
                 progress=progress,
                 rebuild=not data.load_from_cache_file,
             )

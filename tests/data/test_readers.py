@@ -1155,7 +1155,7 @@ def test_bad_files(tmp_path: Path) -> None:
         "1: not a whole gzip file (Not a gzipped file (b'{}')); copy or compress it again"
     )
     assert bad_file(tmp_path / "f.csv.gz", b"{}") == (
-        " not a whole gzip file (Not a gzipped file (b'{}')); copy or compress it again"
+        "1: not a whole gzip file (Not a gzipped file (b'{}')); copy or compress it again"
     )
     assert bad_file(tmp_path / "f.json", b'[{"query": "q"},\n {"query" "q"}]') == (
         "2: broken JSON (Expecting ':' delimiter at column 11); the file holds one list of rows"

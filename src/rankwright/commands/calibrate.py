@@ -53,9 +53,16 @@ class CalibrateArguments:
 
 def types() -> list[type]:
     """The command's arguments."""
-    from rankwright.arguments import ModelArguments, PassageArguments
+    from rankwright.arguments import BadRowArguments, ModelArguments, PassageArguments
 
-    return [CalibrateArguments, RowArguments, ScoringArguments, ModelArguments, PassageArguments]
+    return [
+        CalibrateArguments,
+        RowArguments,
+        BadRowArguments,
+        ScoringArguments,
+        ModelArguments,
+        PassageArguments,
+    ]
 
 
 def run(words: list[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from rankwright.commands.common import model_arguments, names_in_front, own, parse
+from rankwright.commands.common import bad_rows_policy, model_arguments, names_in_front, own, parse
 from rankwright.errors import ConfigError
 
 
@@ -33,9 +33,9 @@ class CheckArguments:
 
 def types() -> list[type]:
     """The command's arguments."""
-    from rankwright.arguments import ModelArguments
+    from rankwright.arguments import BadRowArguments, ModelArguments
 
-    return [CheckArguments, ModelArguments]
+    return [CheckArguments, BadRowArguments, ModelArguments]
 
 
 def run(words: list[str]) -> int:
@@ -62,5 +62,6 @@ def run(words: list[str]) -> int:
             model,
             options.instructions,
             options.val_instructions,
+            bad_rows=bad_rows_policy(given),
         )
     return 0

@@ -95,13 +95,24 @@ def names_in_front(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def load_rows(
-    dataset: list[str], given: dict[str, Any], first_stage: FirstStage | None = None
+    dataset: list[str],
+    given: dict[str, Any],
+    first_stage: FirstStage | None = None,
+    *,
+    output: Path | None = None,
 ) -> Any:
-    """Read the rows of ``--dataset`` to rank them, and print what was left out."""
+    """Read the rows of ``--dataset`` to rank them, and print what was left out.
+
+    Args:
+        dataset: files, folders or hub ids.
+        given: all that was given.
+        first_stage: where the candidates of a BEIR folder come from.
+        output: a file of the command's results, beside which refused rows are written.
+    """
     from rankwright.data.readers import JUDGED_ALONE, load_examples
     from rankwright.progress import console
 
-    rows = own(RowArguments, given)
+    rows, bad_rows = own(RowArguments, given), bad_rows_policy(given)
     data = load_examples(
         dataset,
         instructions=rows.instructions,
@@ -110,11 +121,32 @@ def load_rows(
         use_hf=model_arguments(given).use_hf,
         purpose="eval",
         first_stage=first_stage,
+        bad_rows=bad_rows,
     )
     report_dropped(data.report.dropped)
+    report_refused(bad_rows, output)
     if alone := data.report.noted[JUDGED_ALONE]:
         console.print(f"{alone} x {JUDGED_ALONE}; see rankwright evaluate --first_stage")
     return data.examples
+
+
+def bad_rows_policy(given: dict[str, Any]) -> Any:
+    """What is done about rows that cannot be read."""
+    from rankwright.arguments import BadRowArguments
+    from rankwright.data.readers import BadRows
+
+    options = own(BadRowArguments, given)
+    return BadRows(options.on_bad_row, options.max_bad_rows)
+
+
+def report_refused(bad_rows: Any, output: Path | None) -> None:
+    """Print which rows were refused, and write them beside a file of the results, if any."""
+    from rankwright.data.readers import refused_file
+    from rankwright.progress import console
+
+    path = None if output is None else refused_file(output)
+    for line in bad_rows.report(path):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def report_dropped(dropped: dict[str, int]) -> None:

@@ -61,9 +61,16 @@ class CompareArguments:
 
 def types() -> list[type]:
     """The command's arguments."""
-    from rankwright.arguments import ModelArguments, PassageArguments
+    from rankwright.arguments import BadRowArguments, ModelArguments, PassageArguments
 
-    return [CompareArguments, RowArguments, ScoringArguments, ModelArguments, PassageArguments]
+    return [
+        CompareArguments,
+        RowArguments,
+        BadRowArguments,
+        ScoringArguments,
+        ModelArguments,
+        PassageArguments,
+    ]
 
 
 def run(words: list[str]) -> int:
@@ -146,7 +153,8 @@ def _rows(
 
     runs = {name: read_trec_run(name) for name in names if _is_run(name)}
     if options.qrels is None:
-        return load_rows(options.dataset, given), runs
+        rows_file = None if options.output is None else Path(options.output) / "rows.jsonl"
+        return load_rows(options.dataset, given, output=rows_file), runs
     qrels = read_qrels(options.qrels)
     without = {query for run in runs.values() for query in run} - set(qrels)
     if without:

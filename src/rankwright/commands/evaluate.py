@@ -63,9 +63,16 @@ class EvaluateArguments:
 
 def types() -> list[type]:
     """The command's arguments."""
-    from rankwright.arguments import ModelArguments, PassageArguments
+    from rankwright.arguments import BadRowArguments, ModelArguments, PassageArguments
 
-    return [EvaluateArguments, RowArguments, ScoringArguments, ModelArguments, PassageArguments]
+    return [
+        EvaluateArguments,
+        RowArguments,
+        BadRowArguments,
+        ScoringArguments,
+        ModelArguments,
+        PassageArguments,
+    ]
 
 
 def run(words: list[str]) -> int:
@@ -89,7 +96,8 @@ def run(words: list[str]) -> int:
         make_folder(options.output)
     if options.mteb_tasks:
         return _run_tasks(given, options)
-    examples = load_rows(options.dataset, given, _first_stage(options))
+    rows_file = None if options.output is None else Path(options.output) / "rows.jsonl"
+    examples = load_rows(options.dataset, given, _first_stage(options), output=rows_file)
     reranker = load_reranker(given)
     with tracked("ranking", len(examples)) as advance:
         lists = reranker.score_examples(examples, advance)

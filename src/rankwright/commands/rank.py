@@ -13,11 +13,13 @@ from rankwright.arguments import process_numbers
 from rankwright.commands.common import (
     RowArguments,
     ScoringArguments,
+    bad_rows_policy,
     load_reranker,
     model_arguments,
     own,
     parse,
     report_dropped,
+    report_refused,
     report_truncation,
     writer,
 )
@@ -70,9 +72,16 @@ class RankArguments:
 
 def types() -> list[type]:
     """The command's arguments."""
-    from rankwright.arguments import ModelArguments, PassageArguments
+    from rankwright.arguments import BadRowArguments, ModelArguments, PassageArguments
 
-    return [RankArguments, RowArguments, ScoringArguments, ModelArguments, PassageArguments]
+    return [
+        RankArguments,
+        RowArguments,
+        BadRowArguments,
+        ScoringArguments,
+        ModelArguments,
+        PassageArguments,
+    ]
 
 
 def run(words: list[str]) -> int:
@@ -99,17 +108,20 @@ def run(words: list[str]) -> int:
     documents = _read_documents(Path(options.documents)) if one else None
     from rankwright.shares import several
 
+    bad_rows = bad_rows_policy(given)
     with several() as processes:
         reranker = load_reranker(given)
         edge = _Edge(reranker, options, number)
         if documents is not None:
             _rank_one(reranker, options, edge, documents)
         elif options.output is None:
-            _rank_stream(reranker, options, edge)
+            _rank_stream(reranker, options, edge, bad_rows)
         else:
-            _rank_file(reranker, given, options, edge, processes)
+            _rank_file(reranker, given, options, edge, processes, bad_rows)
         edge.report(processes)
         _report_cuts(reranker, processes)
+    if documents is None and not process_numbers()[0]:
+        report_refused(bad_rows, None if options.output is None else Path(options.output))
     return 0
 
 
@@ -145,6 +157,7 @@ def _write_scores(given: dict[str, Any], options: Any, *, others: bool) -> int:
         if path.exists() and file.samefile(path):
             raise ConfigError(f"--write_scores {path} is the dataset; name another file")
     read = own(RowArguments, given)
+    bad_rows = bad_rows_policy(given)
     data = load_store(
         options.dataset,
         cache_folder(DataArguments()),
@@ -152,8 +165,11 @@ def _write_scores(given: dict[str, Any], options: Any, *, others: bool) -> int:
         data_format=read.data_format,
         split=read.split,
         use_hf=model.use_hf,
+        bad_rows=bad_rows,
     )
     report_dropped(data.report.dropped)
+    if not process_numbers()[0]:
+        report_refused(bad_rows, path)
     rows, key = len(data.examples), None
     if isinstance(data.examples, ExampleStore):
         key = _key(given, data.examples.folder.name)
@@ -265,17 +281,22 @@ def _rank_one(reranker: Any, options: Any, edge: _Edge, documents: list[str]) ->
                 print(json.dumps(entry, ensure_ascii=False), file=out)
 
 
-def _rank_stream(reranker: Any, options: Any, edge: _Edge) -> None:
+def _rank_stream(reranker: Any, options: Any, edge: _Edge, bad_rows: Any) -> None:
     from rankwright.data.readers import iter_queries
     from rankwright.progress import tracked
 
     with tracked("ranking", None) as advance:
-        for scored in reranker.iter_scores(iter_queries(options.input), advance):
+        for scored in reranker.iter_scores(iter_queries(options.input, bad_rows), advance):
             print(_line(scored, options, edge), flush=True)
 
 
 def _rank_file(
-    reranker: Any, given: dict[str, Any], options: Any, edge: _Edge, processes: Any
+    reranker: Any,
+    given: dict[str, Any],
+    options: Any,
+    edge: _Edge,
+    processes: Any,
+    bad_rows: Any,
 ) -> None:
     from rankwright.data.readers import iter_queries
     from rankwright.data.store import file_stamp
@@ -291,7 +312,7 @@ def _rank_file(
         with tracked("ranking", None) as advance:
             done = write_lines(
                 reranker,
-                iter_queries(options.input),
+                iter_queries(options.input, bad_rows),
                 output,
                 lambda scored: _line(scored, options, edge),
                 key=key,
@@ -351,7 +372,7 @@ def _texts(path: Path, lines: list[str]) -> Iterator[str]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: broken JSON ({error}); correct the line") from error
         text = value.get("text") if isinstance(value, dict) else value
         if not isinstance(text, str):

@@ -38,9 +38,16 @@ class ReportArguments:
 
 def types() -> list[type]:
     """The command's arguments."""
-    from rankwright.arguments import ModelArguments, PassageArguments
+    from rankwright.arguments import BadRowArguments, ModelArguments, PassageArguments
 
-    return [ReportArguments, RowArguments, ScoringArguments, ModelArguments, PassageArguments]
+    return [
+        ReportArguments,
+        RowArguments,
+        BadRowArguments,
+        ScoringArguments,
+        ModelArguments,
+        PassageArguments,
+    ]
 
 
 def run(words: list[str]) -> int:

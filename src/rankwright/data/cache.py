@@ -24,7 +24,7 @@ T = TypeVar("T")
 META = "meta.json"
 # an Arrow batch is the least that is laid out at a time: rows of it, or bytes of text, whatever
 # comes first; lists in it have 32-bit offsets
-BATCH_ROWS = 512
+BATCH_ROWS = 4096
 BATCH_BYTES = 16 * 2**20
 
 
@@ -54,32 +54,40 @@ class ArrowWriter:
         self._schema = schema
         self._stream = pa.ipc.new_stream(file, schema)
         self._waiting: list[dict[str, Any]] = []
-        self._bytes = 0
+        self._batches: list[Any] = []
+        self._rows = self._bytes = 0
 
     def write(self, row: dict[str, Any], size: int = 0) -> None:
         """Add a row of about ``size`` bytes."""
         self._waiting.append(row)
-        self.rows += 1
-        self._bytes += size
-        if len(self._waiting) == BATCH_ROWS or self._bytes >= BATCH_BYTES:
-            self._flush()
+        self._add(1, size)
 
     def write_batch(self, batch: Any) -> None:
         """Add rows that are an Arrow batch already."""
-        self._flush()
-        self.rows += batch.num_rows
-        self._stream.write_batch(batch)
+        self._batches.append(batch)
+        self._add(batch.num_rows, batch.nbytes)
 
     def close(self) -> None:
         """Write what is left and the end."""
         self._flush()
         self._stream.close()
 
+    def _add(self, rows: int, size: int) -> None:
+        self.rows += rows
+        self._rows += rows
+        self._bytes += size
+        if self._rows >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
+            self._flush()
+
     def _flush(self) -> None:
+        # a reader holds some kilobytes for each batch, so small ones become one
         if self._waiting:
-            batch = self._pa.RecordBatch.from_pylist(self._waiting, schema=self._schema)
-            self._stream.write_batch(batch)
-        self._waiting, self._bytes = [], 0
+            self._batches.append(self._pa.RecordBatch.from_pylist(self._waiting, self._schema))
+        if self._batches:
+            table = self._pa.Table.from_batches(self._batches).combine_chunks()
+            self._stream.write_table(table)
+        self._waiting, self._batches = [], []
+        self._rows = self._bytes = 0
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ Legend: ``D`` documents of one query.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from rankwright.data.outline import (
     Outline,
+    as_numbers,
     distinct,
     fold,
     folds,
@@ -290,27 +290,38 @@ def split_examples(
         )
     if ratio == 0 or not examples:
         return select(examples, range(len(examples))), []
-    queries = folds(examples)
-    rows = Counter(queries)
     wanted = max(1, round(ratio * len(examples)))
+    queries, query_N = _distinct(folds(examples))
     salt = f"{seed}:".encode()
-    order = sorted(rows, key=lambda query: hashlib.blake2b(salt + query).digest())
-    dev_queries: set[bytes] = set()
-    taken = 0
-    for query in order:
-        if taken >= wanted:
-            break
-        dev_queries.add(query)
-        taken += rows[query]
-    train = [i for i, query in enumerate(queries) if query not in dev_queries]
-    dev = [i for i, query in enumerate(queries) if query in dev_queries]
-    if not train:
+    # by a digest of seed and query; its first 16 bytes are order enough
+    digests = bytearray()
+    for query in queries.astype(">u8"):
+        digests += hashlib.blake2b(salt + query.tobytes()).digest()[:16]
+    keys = as_numbers(memoryview(digests))
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    reached = np.cumsum(np.bincount(query_N, minlength=len(queries))[order])
+    in_dev = np.zeros(len(queries), np.bool_)
+    in_dev[order[: int(np.searchsorted(reached, wanted)) + 1]] = True
+    is_dev_N = in_dev[query_N]
+    train, dev = np.flatnonzero(~is_dev_N), np.flatnonzero(is_dev_N)
+    if not len(train):
         raise DataError(
             f"--split_dataset_ratio {ratio} leaves no row to train on: {len(examples)} rows hold "
-            f"{len(rows)} different queries; give more rows, or give the dev rows with "
+            f"{len(queries)} different queries; give more rows, or give the dev rows with "
             "--val_dataset and --split_dataset_ratio 0"
         )
     return select(examples, train), select(examples, dev)
+
+
+def _distinct(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """The distinct keys, in order, and which of them each is."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    ordered = keys[order]
+    first = np.ones(len(keys), np.bool_)
+    first[1:] = (ordered[1:] != ordered[:-1]).any(1)
+    which = np.empty(len(keys), np.int64)
+    which[order] = np.cumsum(first) - 1
+    return ordered[first], which
 
 
 @dataclass(frozen=True, slots=True)

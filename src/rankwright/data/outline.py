@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from rankwright.types import Example
 
@@ -92,8 +92,8 @@ class Rows(Sequence[Example]):
         """The rows without their texts."""
 
     @abstractmethod
-    def folds(self) -> list[bytes]:
-        """``fold`` of each query."""
+    def folds(self) -> NDArray[np.uint64]:
+        """``fold`` of each query, as two numbers."""
 
     @abstractmethod
     def instructions(self) -> dict[str, tuple[int, int]]:
@@ -135,18 +135,23 @@ def instructions(examples: Sequence[Example]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def folds(examples: Sequence[Example]) -> list[bytes]:
-    """``fold`` of each query."""
+def folds(examples: Sequence[Example]) -> NDArray[np.uint64]:
+    """``fold`` of each query, as two numbers, which are in the order of the bytes."""
     if isinstance(examples, Rows):
         return examples.folds()
-    return [fold(example.query) for example in examples]
+    return as_numbers(b"".join(fold(example.query) for example in examples))
 
 
-def select(examples: Sequence[Example], indices: Iterable[int]) -> Sequence[Example]:
+def as_numbers(keys: bytes | memoryview) -> NDArray[np.uint64]:
+    """Keys of 16 bytes, one behind the other, as two numbers each."""
+    return np.frombuffer(keys, ">u8").reshape(-1, 2).astype(np.uint64)
+
+
+def select(examples: Sequence[Example], indices: ArrayLike) -> Sequence[Example]:
     """Take some of the rows, in the order of the indices."""
     if isinstance(examples, Rows):
-        return examples.select(np.fromiter(indices, np.int64))
-    return [examples[i] for i in indices]
+        return examples.select(np.asarray(indices, np.int64))
+    return [examples[i] for i in np.asarray(indices, np.int64).tolist()]
 
 
 def distinct(example: Example) -> tuple[list[int], list[int]]:

@@ -5,8 +5,9 @@ an ``Example``. Everything else (files, compression, places for messages, ids, e
 grouping) is the same for all layouts and stands below. To add a layout, add one entry here and one
 case to ``tests/data/test_readers.py``.
 
-Nothing is guessed and nothing is skipped: a row that does not fit stops the load with its file and
-line, and what is left out on purpose is counted with its reason in the ``LoadReport``.
+Nothing is guessed and nothing is skipped unasked: a row that does not fit stops the load with its
+file and line, or is set aside by ``BadRows``, and what is left out on purpose is counted with its
+reason in the ``LoadReport``. Whatever a file holds, a row takes bounded memory (``MAX_LINE``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import contextlib
 import csv
 import difflib
 import gzip
+import hashlib
 import itertools
 import json
 import logging
@@ -23,22 +25,35 @@ import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rankwright.errors import ConfigError, DataError
+from rankwright.files import expanded, replacing
 from rankwright.types import Example
 
 logger = logging.getLogger(__name__)
+
+# a row is a query with its documents; what is longer than this is no row, and stays unread
+MAX_LINE = 32 * 2**20
+# a .json file, and a compressed table, must be in memory as a whole
+MAX_WHOLE = 2**30
+# how the name of a file of refused rows ends; such a file holds no rows to read
+REFUSED = ".refused.jsonl"
+# characters of a refused row that are kept, and of a list of names in a message
+KEPT_OF_ROW = 1000
+_KEPT_OF_NAMES = 300
 
 # to mine is to read what is judged, whatever run lies beside it
 Purpose = Literal["train", "eval", "mine"]
 Progress = Callable[[str, int], None]
 
+BAD_ROW = "row that cannot be read"
 EMPTY_DOCUMENT = "empty document"
 CONTRADICTION = "negative that is also a positive"
 NO_DOCUMENTS = "row without documents"
@@ -54,6 +69,143 @@ JUDGED_ALONE = "query whose candidates are its judged documents alone, for want 
 NEGATIVE_JUDGEMENT = "judgement below 0 read as 0"
 
 
+# ----------------------------------------------------------------------------------- rows refused
+
+OnBadRow = Literal["stop", "skip"]
+ON_BAD_ROW: tuple[OnBadRow, ...] = ("stop", "skip")
+MAX_BAD_ROWS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A row that could not be read.
+
+    Attributes:
+        path: its file, as messages show it.
+        line: its line, or its number where there are no lines; None where it is the file itself.
+        reason: what is wrong, and what to do.
+        text: the row as it stands there, its first ``KEPT_OF_ROW`` characters.
+    """
+
+    path: str
+    line: int | None
+    reason: str
+    text: str
+
+
+class BadRows:
+    """What is done about rows that cannot be read, and which these are.
+
+    One of these goes through all that a command reads, so that the limit holds for the whole.
+
+    Args:
+        on_bad_row: ``stop`` at the first one with an error, or ``skip`` them.
+        max_bad_rows: how many may be skipped; one more is an error.
+
+    Attributes:
+        refused: the rows that were skipped.
+
+    Raises:
+        ConfigError: for another word, or a number below 1.
+    """
+
+    def __init__(self, on_bad_row: str = "stop", max_bad_rows: int = MAX_BAD_ROWS) -> None:
+        if on_bad_row not in ON_BAD_ROW:
+            raise ConfigError(
+                f"--on_bad_row {on_bad_row!r} is unknown; choose from {', '.join(ON_BAD_ROW)}"
+            )
+        if max_bad_rows < 1:
+            raise ConfigError(
+                f"--max_bad_rows {max_bad_rows} is less than 1; --on_bad_row stop skips none"
+            )
+        self.on_bad_row = on_bad_row
+        self.max_bad_rows = max_bad_rows
+        self.refused: list[Refused] = []
+
+    def refuse(self, error: DataError, place: str, raw: Any) -> None:
+        """Stop at a row, or set it aside.
+
+        Args:
+            error: what is wrong with it; its message begins with the place.
+            place: of the row.
+            raw: the row, as bytes, as text, or as the values that were read.
+
+        Raises:
+            DataError: where no more rows may be skipped.
+        """
+        if self.on_bad_row == "stop":
+            raise error
+        if len(self.refused) == self.max_bad_rows:
+            raise DataError(
+                f"{error} (this is one more than --max_bad_rows {self.max_bad_rows} allows; is it "
+                "the right file and --data_format?)"
+            ) from error
+        reason = str(error).removeprefix(f"{place}: ")
+        path, number = place, re.fullmatch(r"(.*):(?:row )?([0-9]+)", place, re.DOTALL)
+        if number:
+            path = number[1]
+        line = int(number[2]) if number else None
+        self.refused.append(Refused(path, line, reason, _as_text(raw).rstrip("\r\n")[:KEPT_OF_ROW]))
+
+    def check_rest(self, shown: str, before: int) -> None:
+        """Stop at a file of which nothing could be read.
+
+        Args:
+            shown: its name.
+            before: how many rows had been refused before it.
+
+        Raises:
+            DataError: all its rows were refused.
+        """
+        found = self.refused[before:]
+        if found:
+            raise DataError(
+                f"{shown}: none of its rows can be read, of which the first says: {found[0].reason}"
+            )
+
+    def report(self, path: Path | None = None, *, shown: int = 3) -> list[str]:
+        """Say what was refused, in lines to print; none where nothing was.
+
+        Args:
+            path: the file that the rows are written to, as JSON lines; one that an earlier run left
+                there is deleted where there are none. None writes no file.
+            shown: how many rows are named.
+        """
+        if path is not None:
+            path.unlink(missing_ok=True)
+        if not self.refused:
+            return []
+        lines = [
+            f"{row.path}{'' if row.line is None else f':{row.line}'}: {row.reason}"
+            for row in self.refused[:shown]
+        ]
+        if path is not None:
+            with replacing(path) as file:
+                for row in self.refused:
+                    # escapes what is no character: the file is UTF-8, whatever was refused
+                    file.write(json.dumps(asdict(row)).encode() + b"\n")
+        count = len(self.refused)
+        rows = "1 row that cannot be read" if count == 1 else f"{count:,} rows that cannot be read"
+        lines.insert(0, f"left out: {rows}{'' if path is None else f', written to {path}'}")
+        return lines if count <= shown else [*lines, f"... and {count - shown:,} more"]
+
+
+def refused_file(output: Path) -> Path:
+    """Where the rows that were refused while a file was made are written: beside it."""
+    return output.with_name(f"{output.stem}{REFUSED}")
+
+
+def _as_text(raw: Any) -> str:
+    if isinstance(raw, bytes):
+        return raw[: 4 * KEPT_OF_ROW].decode("utf-8", "backslashreplace")
+    if isinstance(raw, str):
+        return raw
+    try:
+        return json.dumps(raw, ensure_ascii=False, default=str)
+    except (ValueError, TypeError, RecursionError):
+        return ""
+
+
 # ---------------------------------------------------------------------------------------- a row
 
 
@@ -67,6 +219,7 @@ class Row:
         place: such as ``train.jsonl:12``, or ``train.parquet:row 12`` where there are no lines.
         default_id: the query id of a row that brings none, such as ``train:12``.
         textual: whether every value is text (CSV), so that numbers and lists are to be parsed.
+        raw: the row as it stands in its file; None where that is not at hand.
     """
 
     values: dict[str, Any]
@@ -74,6 +227,7 @@ class Row:
     place: str
     default_id: str
     textual: bool = False
+    raw: str | None = None
 
     def error(self, message: str) -> DataError:
         """An error at this row."""
@@ -88,7 +242,7 @@ class Row:
                     raise self.error(f"{column!r} is empty; every row needs its text")
                 return value
         names = " or ".join(map(repr, columns))
-        found = ", ".join(self.columns) or "nothing"
+        found = _listed(self.columns) or "nothing"
         raise self.error(f"{names} is missing (columns: {found}); every row needs it")
 
     def optional_text(self, column: str) -> str | None:
@@ -137,10 +291,10 @@ class Row:
         if not (stripped.startswith("[") and stripped.endswith("]")):
             return value
         try:
-            parsed = json.loads(stripped)
-        except ValueError:
+            parsed = _DECODER.decode(stripped)
+        except (ValueError, RecursionError):
             # a list as Python or pandas prints it would otherwise pass for one document
-            if stripped.startswith(("['", '["')):
+            if stripped.startswith(("['", '["', "[{")):
                 raise self.error(
                     f"{column!r} looks like a list but is not JSON: {_cut(stripped)}; write lists "
                     'in CSV as JSON text, such as ["first", "second"]'
@@ -162,12 +316,20 @@ def _kind(value: Any) -> str:
     if isinstance(value, str):
         return f"the text {_cut(value)}"
     if isinstance(value, int | float):
-        return f"the number {value}"
+        return f"the number {_cut(str(value), quote=False)}"
     return f"a {type(value).__name__}"
 
 
-def _cut(text: str, width: int = 40) -> str:
-    return repr(text if len(text) <= width else text[: width - 3] + "...")
+def _cut(text: str, width: int = 40, *, quote: bool = True) -> str:
+    cut = text if len(text) <= width else text[: width - 3] + "..."
+    return repr(cut) if quote else cut
+
+
+def _listed(names: Iterable[Any]) -> str:
+    """Names that a file brings, in one line of bounded length, and nothing in it but characters."""
+    first = ", ".join(map(str, itertools.islice(names, _KEPT_OF_NAMES)))
+    cut = _cut(first, _KEPT_OF_NAMES, quote=False)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
 def _checked_text(row: Row, name: str, value: Any) -> str:
@@ -309,7 +471,7 @@ def _message(row: Row, name: str, value: Any) -> tuple[str, str]:
     if not isinstance(value, dict):
         raise row.error(f"{name} is {_kind(value)}; {_MESSAGE}")
     if not isinstance(value.get("role"), str) or "content" not in value:
-        raise row.error(f"{name} has the keys {', '.join(value) or 'none'}; {_MESSAGE}")
+        raise row.error(f"{name} has the keys {_listed(value) or 'none'}; {_MESSAGE}")
     return value["role"], _checked_text(row, f"{name}.content", value["content"])
 
 
@@ -342,8 +504,8 @@ def _read_messages(row: Row) -> Example:
         role, content = _message(row, f"messages[{i}]", item)
         if role not in by_role:
             raise row.error(
-                f"messages[{i}] has the role {role!r}; 'messages' may hold one system message (the "
-                "instruction) and one user message (the query)"
+                f"messages[{i}] has the role {_cut(role)}; 'messages' may hold one system message "
+                "(the instruction) and one user message (the query)"
             )
         by_role[role].append(content)
     if len(by_role["user"]) != 1 or len(by_role["system"]) > 1:
@@ -387,7 +549,7 @@ def _read_labels(row: Row) -> Example:
         found_ids = []
         for i, item in enumerate(value):
             if "text" not in item:
-                keys = ", ".join(map(str, item)) or "none"
+                keys = _listed(item) or "none"
                 raise row.error(
                     f"documents[{i}] has the keys {keys}; a document is text, or an object with "
                     "'text' and, if you like, 'id' and 'title'"
@@ -601,7 +763,7 @@ def _detect(row: Row) -> Reader:
     fitting = _layout(tuple(row.values)) or _layout(row.columns)
     if len(fitting) == 1:
         return READERS[fitting[0]]
-    found = ", ".join(row.columns) or "none"
+    found = _listed(row.columns) or "none"
     if fitting:
         raise row.error(
             f"the columns {found} fit several layouts: {', '.join(fitting)}; name one with "
@@ -641,7 +803,16 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return _listed([" ".join(str(error).split()) or type(error).__name__])
+
+
+_GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
+
+
+def _not_whole(place: str, error: BaseException) -> DataError:
+    return DataError(
+        f"{place}: not a whole gzip file ({_one_line(error)}); copy or compress it again"
+    )
 
 
 @contextlib.contextmanager
@@ -651,16 +822,20 @@ def _reading(shown: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise DataError(f"{shown}: there is no such file; check the path") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{shown}: not a whole gzip file ({_one_line(error)}); copy or compress it again"
-        ) from error
+    except _GZIP_ERRORS as error:
+        raise _not_whole(shown, error) from error
     except OSError as error:
         reason = error.strerror or _one_line(error)
         raise DataError(f"{shown}: cannot be read ({reason}); check the file") from error
 
 
-def read_rows(path: Path, *, shown: str | None = None, stem: str | None = None) -> Iterator[Row]:
+def read_rows(
+    path: Path,
+    *,
+    shown: str | None = None,
+    stem: str | None = None,
+    bad_rows: BadRows | None = None,
+) -> Iterator[Row]:
     """Read a file row by row.
 
     Args:
@@ -668,6 +843,7 @@ def read_rows(path: Path, *, shown: str | None = None, stem: str | None = None) 
         shown: the file's name in messages; None takes the path.
         stem: what the query ids of rows without one begin with; None takes the file's name without
             its ending.
+        bad_rows: what is done about rows that cannot be read; None stops at the first.
 
     Yields:
         The rows, with the place of each.
@@ -676,33 +852,46 @@ def read_rows(path: Path, *, shown: str | None = None, stem: str | None = None) 
         DataError: where the file or a row of it cannot be read, with its line.
     """
     shown = shown or str(path)
+    bad_rows = bad_rows or BadRows()
     name, ending = _split_name(path)
     stem = re.sub(r"\s+", "_", stem or name)  # ids stand in run files, whose columns are spaces
     with _reading(shown):
         if path.is_dir():
             raise DataError(f"{shown}: is a folder; a file was expected")
         if ending == ".jsonl":
-            yield from _jsonl_rows(path, shown, stem)
+            yield from _jsonl_rows(path, shown, stem, bad_rows)
         elif ending == ".json":
-            yield from _json_rows(path, shown, stem)
+            yield from _json_rows(path, shown, stem, bad_rows)
         elif ending in (".csv", ".tsv"):
-            yield from _csv_rows(path, shown, stem, "\t" if ending == ".tsv" else ",")
+            delimiter = "\t" if ending == ".tsv" else ","
+            yield from _csv_rows(path, shown, stem, delimiter, bad_rows)
         else:
-            yield from _table_rows(path, shown, stem, ending)
+            yield from _table_rows(path, shown, stem, ending, bad_rows)
 
 
-def _row(value: Any, place: str, default_id: str, *, textual: bool = False) -> Row:
+def _row(
+    value: Any, place: str, default_id: str, *, textual: bool = False, raw: str | None = None
+) -> Row:
     if not isinstance(value, dict):
         raise DataError(
             f"{place}: the row is {_kind(value)}; a row is an object with named columns, such as "
             '{"query": ..., "positive": [...], "negative": [...]}'
         )
+    columns = tuple(value)
+    try:
+        "".join(columns).encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{place}: the name of a column holds half of a surrogate pair, which is no character "
+            f"({_listed(columns)}); write the names again as UTF-8"
+        ) from None
     return Row(
         {name: cell for name, cell in value.items() if cell is not None},
-        tuple(value),
+        columns,
         place,
         default_id,
         textual,
+        raw,
     )
 
 
@@ -717,96 +906,225 @@ def _decoded(raw: bytes, place: str, *, bom: bool = True) -> str:
         ) from None
 
 
-def _parsed(text: str, place: str) -> Any:
+class _RepeatedKeyError(ValueError):
+    """An object names a key twice; JSON's readers would silently keep the last."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(n for n, _ in pairs).items() if count > 1)
+        raise _RepeatedKeyError(f"the key {_cut(twice)} stands twice in one object; keep one")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _json(text: str, place: str, *, deep: str = "") -> Any:
+    """Parse JSON; broken JSON goes on as a ``JSONDecodeError``, which knows its line."""
     try:
-        return json.loads(text)
+        return _DECODER.decode(text)
     except RecursionError:
-        raise DataError(f"{place}: the JSON is nested too deeply; a row is a flat object") from None
-    except ValueError as error:
-        column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else _one_line(error)
+        raise DataError(f"{place}: the JSON is nested too deeply{deep}") from None
+    except json.JSONDecodeError:
+        raise
+    except _RepeatedKeyError as error:
+        raise DataError(f"{place}: {error}") from None
+    except ValueError:
+        # Python refuses to read these, as the time to do so grows with the square of their length
         raise DataError(
-            f"{place}: broken JSON ({reason}{column}): {_cut(text.strip())}; a line holds one "
-            "whole JSON object"
+            f"{place}: holds a whole number of more than {sys.get_int_max_str_digits()} digits, "
+            "which is no label, score or id; write it as text, or leave it out"
         ) from None
 
 
-def _jsonl_rows(path: Path, shown: str, stem: str) -> Iterator[Row]:
-    with _open(path) as file:
-        number = 0
-        while True:
-            place = f"{shown}:{number + 1}"
-            try:
-                raw = file.readline()
-            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise DataError(
-                    f"{place}: not a whole gzip file ({_one_line(error)}); copy or compress it "
-                    "again"
-                ) from error
-            if not raw:
-                return
-            number += 1
-            text = _decoded(raw, place).rstrip()
-            if text:  # a blank line, as many files have at their end, is no row
-                yield _row(_parsed(text, place), place, f"{stem}:{number}")
+def _what(error: json.JSONDecodeError) -> str:
+    return f"{error.msg.removesuffix(' at')} at column {error.colno}"
 
 
-def _json_rows(path: Path, shown: str, stem: str) -> Iterator[Row]:
-    with _open(path) as file:
-        text = _decoded(file.read(), shown)
-    if not text.strip():
-        return
+def _parsed(text: str, place: str, *, whole: bool = True) -> Any:
+    """Parse a line; ``whole``: whether it ends in a line break."""
     try:
-        value = json.loads(text)
-    except RecursionError:
-        raise DataError(f"{shown}: the JSON is nested too deeply") from None
+        return _json(text, place, deep="; a row is a flat object")
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and text.lstrip().startswith("{"):
-            # one object a line under the name .json, as many hubs have it
-            yield from _jsonl_rows(path, shown, stem)
-            return
+        advice = "a line holds one whole JSON object"
+        if not whole:
+            advice += "; the file ends within this one, so copy it again if it was cut"
         raise DataError(
-            f"{shown}:{error.lineno}: broken JSON ({error.msg} at column {error.colno}); the file "
-            "holds one list of rows"
+            f"{place}: broken JSON ({_what(error)}): {_cut(text.strip())}; {advice}"
         ) from None
-    except ValueError as error:
-        raise DataError(f"{shown}: broken JSON ({_one_line(error)})") from None
-    if isinstance(value, dict):
-        value = value["data"] if isinstance(value.get("data"), list) else [value]
-    if not isinstance(value, list):
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A line of a file, or what keeps it, or the rest of the file, from being read."""
+
+    number: int
+    place: str
+    raw: bytes
+    error: DataError | None = None
+
+    def text(self, *, bom: bool = True) -> str:
+        """The line as text.
+
+        Raises:
+            DataError: there is none.
+        """
+        if self.error is not None:
+            raise self.error
+        return _decoded(self.raw, self.place, bom=bom)
+
+
+def _lines(path: Path, shown: str) -> Iterator[_Line]:
+    """The lines of a file, of which none takes more memory than ``MAX_LINE``."""
+    with _open(path) as file:
+        for number in itertools.count(1):
+            place = f"{shown}:{number}"
+            raw = b""
+            try:
+                raw = file.readline(MAX_LINE + 1)
+                if not raw:
+                    return
+                size = len(raw)
+                if size > MAX_LINE:
+                    raw, more = raw[: 4 * KEPT_OF_ROW], raw
+                    while more and not more.endswith(b"\n"):
+                        more = file.readline(2**20)
+                        size += len(more)
+                    error = DataError(
+                        f"{place}: the line has {size:,} bytes, and a row has at most "
+                        f"{MAX_LINE:,}: one query with its documents; write one row a line, and "
+                        "fewer documents to a row"
+                    )
+                    yield _Line(number, place, raw, error)
+                    continue
+            except _GZIP_ERRORS as error:
+                yield _Line(number, place, raw, _not_whole(place, error))
+                return
+            yield _Line(number, place, raw)
+
+
+def _jsonl_rows(path: Path, shown: str, stem: str, bad_rows: BadRows) -> Iterator[Row]:
+    for line in _lines(path, shown):
+        place = line.place
+        try:
+            text = line.text().rstrip()
+            if not text:  # a blank line, as many files have at their end, is no row
+                continue
+            value = _parsed(text, place, whole=line.raw.endswith(b"\n"))
+            row = _row(value, place, f"{stem}:{line.number}", raw=text)
+        except DataError as error:
+            bad_rows.refuse(error, place, line.raw)
+        else:
+            yield row
+
+
+def _whole(path: Path, shown: str, advice: str) -> bytes:
+    with _open(path) as file:
+        content = file.read(MAX_WHOLE + 1)
+    if len(content) > MAX_WHOLE:
         raise DataError(
-            f'{shown}: the file holds {_kind(value)}; it must hold a list of rows, or {{"data": '
-            "[...]}"
+            f"{shown}: has more than {MAX_WHOLE:,} bytes and would be held in memory as a whole; "
+            f"{advice}"
         )
+    return content
+
+
+def _json_rows(path: Path, shown: str, stem: str, bad_rows: BadRows) -> Iterator[Row]:
+    try:
+        text = _decoded(_whole(path, shown, "write one row a line, as .jsonl"), shown)
+        if not text.strip():
+            return
+        try:
+            value = _json(text, shown)
+        except json.JSONDecodeError as error:
+            if not (error.msg == "Extra data" and text.lstrip().startswith("{")):
+                raise DataError(
+                    f"{shown}:{error.lineno}: broken JSON ({_what(error)}); "
+                    "the file holds one list of rows"
+                ) from None
+            value = None  # one object a line under the name .json, as many hubs have it
+        if isinstance(value, dict):
+            value = value["data"] if isinstance(value.get("data"), list) else [value]
+        if value is not None and not isinstance(value, list):
+            raise DataError(
+                f"{shown}: the file holds {_kind(value)}; it must hold a list of rows, or "
+                '{"data": [...]}'
+            )
+    except DataError as error:
+        bad_rows.refuse(error, shown, "")
+        return
+    if value is None:
+        del text
+        yield from _jsonl_rows(path, shown, stem, bad_rows)
+        return
     for number, item in enumerate(value, 1):
-        yield _row(item, f"{shown}:row {number}", f"{stem}:{number}")
+        place = f"{shown}:row {number}"
+        try:
+            row = _row(item, place, f"{stem}:{number}")
+        except DataError as error:
+            bad_rows.refuse(error, place, item)
+        else:
+            yield row
 
 
-def _csv_rows(path: Path, shown: str, stem: str, delimiter: str) -> Iterator[Row]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # documents outgrow the default of 128 KiB
+def _csv_rows(
+    path: Path, shown: str, stem: str, delimiter: str, bad_rows: BadRows
+) -> Iterator[Row]:
+    # documents outgrow the default of 128 KiB
+    csv.field_size_limit(MAX_LINE)
+    # of the row that is being read: its first line, and what is wrong with one of its lines
+    opening = ""
+    problem: tuple[DataError, str] | None = None
 
     def lines() -> Iterator[str]:
-        with _open(path) as file:
-            for number, raw in enumerate(file, 1):
-                yield _decoded(raw, f"{shown}:{number}", bom=number == 1)
+        nonlocal opening, problem
+        for line in _lines(path, shown):
+            try:
+                text = line.text(bom=line.number == 1)
+            except DataError as error:
+                problem = problem or (error, line.place)
+                # its quotes still say where its row ends
+                text = "" if line.error else line.raw.decode("utf-8", "replace")
+            opening = opening or text[:KEPT_OF_ROW] or _as_text(line.raw)
+            yield text
 
     reader = csv.reader(lines(), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     before = 0
-    try:
-        for cells in reader:
-            number, before = before + 1, reader.line_num
-            place = f"{shown}:{number}"
+    while True:
+        number, opening, problem = before + 1, "", None
+        place = f"{shown}:{number}"
+        try:
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                cells, read = [], reader.line_num - before
+                within = f" in {read} lines that were read as one row" if read > 1 else ""
+                broken = DataError(
+                    f"{place}: broken CSV ({_one_line(error)}){within}; quote cells that hold "
+                    "quotes, the separator or a line break"
+                )
+                problem = problem or (broken, place)
+            before = reader.line_num
+            # what is wrong with a line is wrong with its row, which may have lost a part of it
+            if problem is not None:
+                place = problem[1]
+                raise problem[0]
+            if cells is None:
+                return
             if not cells:
                 continue
             if header is None:
-                header = [name.strip() for name in cells]
-                twice = [name for name, count in Counter(header).items() if count > 1]
+                names = [name.strip() for name in cells]
+                twice = [name for name, count in Counter(names).items() if count > 1]
                 if twice:
                     raise DataError(
-                        f"{place}: the column {twice[0]!r} stands twice in the header; give each "
-                        "column a name of its own"
+                        f"{place}: the column {_cut(twice[0])} stands twice in the header; give "
+                        "each column a name of its own"
                     )
+                header = names
                 continue
             if len(cells) != len(header):
                 raise DataError(
@@ -816,34 +1134,78 @@ def _csv_rows(path: Path, shown: str, stem: str, delimiter: str) -> Iterator[Row
             values = {
                 name: cell if cell else None for name, cell in zip(header, cells, strict=True)
             }
-            yield _row(values, place, f"{stem}:{number}", textual=True)
-    except csv.Error as error:
-        raise DataError(
-            f"{shown}:{before + 1}: broken CSV ({_one_line(error)}); quote cells that hold quotes, "
-            "the separator or a line break"
-        ) from None
+            row = _row(values, place, f"{stem}:{number}", textual=True)
+        except DataError as error:
+            bad_rows.refuse(error, place, opening)
+            if header is None:
+                return  # without its header, a table says nothing
+        else:
+            yield row
 
 
-def _table_rows(path: Path, shown: str, stem: str, ending: str) -> Iterator[Row]:
+def _table_rows(path: Path, shown: str, stem: str, ending: str, bad_rows: BadRows) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    source: Any = path
-    if path.name.endswith(".gz"):
-        with _open(path) as file:
-            source = pa.BufferReader(file.read())
-    elif not path.is_file():
-        raise FileNotFoundError(path)
     number = 0
     try:
+        source: Any = path
+        if path.name.endswith(".gz"):
+            source = pa.BufferReader(_whole(path, shown, "decompress it"))
+        elif not path.is_file():
+            raise FileNotFoundError(path)
         for batch in _batches(pa, pq, source, ending):
-            for value in batch.to_pylist():
+            for value in _values(pa, batch):
                 number += 1
-                yield _row(value, f"{shown}:row {number}", f"{stem}:{number}")
-    except pa.ArrowException as error:
-        raise DataError(
-            f"{shown}: not a readable {ending[1:]} file ({_one_line(error)}); write it again"
-        ) from error
+                place = f"{shown}:row {number}"
+                try:
+                    if isinstance(value, Exception):
+                        raise DataError(
+                            f"{place}: cannot be read ({_one_line(value)}); write the file again"
+                        )
+                    row = _row(value, place, f"{stem}:{number}")
+                except DataError as error:
+                    bad_rows.refuse(error, place, "" if isinstance(value, Exception) else value)
+                else:
+                    yield row
+    except FileNotFoundError:
+        raise
+    except _GZIP_ERRORS as error:
+        bad_rows.refuse(_not_whole(shown, error), shown, "")
+    # a ValueError is such as the name of a column that is not UTF-8
+    except (pa.ArrowException, ValueError, OSError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's word on the file, not Arrow's on what is in it
+        place = f"{shown}:row {number + 1}" if number else shown
+        bad_rows.refuse(
+            DataError(
+                f"{place}: not a readable {ending[1:]} file ({_one_line(error)}); write it again"
+            ),
+            place,
+            "",
+        )
+
+
+class _CutError(ValueError):
+    """An Arrow stream has no end."""
+
+
+def _values(pa: Any, batch: Any) -> Iterator[Any]:
+    """The rows of a batch; in place of one that cannot be read, what is said of it."""
+    try:
+        # offsets and texts of a damaged file point anywhere, and nothing else looks at them
+        batch.validate(full=True)
+        yield from batch.to_pylist()
+        return
+    except (pa.ArrowException, ValueError, OverflowError):
+        pass
+    for i in range(batch.num_rows):
+        one = batch.slice(i, 1)
+        try:
+            one.validate(full=True)
+            yield from one.to_pylist()
+        except (pa.ArrowException, ValueError, OverflowError) as error:
+            yield error
 
 
 def _batches(pa: Any, pq: Any, source: Any, ending: str) -> Iterator[Any]:
@@ -858,6 +1220,10 @@ def _batches(pa: Any, pq: Any, source: Any, ending: str) -> Iterator[Any]:
         except pa.ArrowInvalid:
             opened.seek(0)
             yield from pa.ipc.open_stream(opened)  # what datasets writes
+            # Arrow takes a stream that was cut between two batches for a whole one
+            opened.seek(max(0, opened.size() - 4))
+            if opened.read(4) != b"\0\0\0\0":
+                raise _CutError("the file was cut: it has no mark at its end") from None
             return
         for i in range(reader.num_record_batches):
             yield reader.get_batch(i)
@@ -975,13 +1341,13 @@ def _read_row(row: Row, reader: Reader, first: Row, named: bool) -> Example:
     others = [] if named else _layout(tuple(row.values)) or _layout(row.columns)
     if others and reader.name not in others:
         raise row.error(
-            f"another layout ({', '.join(others)}: {', '.join(row.columns)}) than the first row's "
-            f"({reader.name}: {', '.join(first.columns)}); put rows of one layout in one file"
+            f"another layout ({', '.join(others)}: {_listed(row.columns)}) than the first row's "
+            f"({reader.name}: {_listed(first.columns)}); put rows of one layout in one file"
         )
     example = reader.read(row)  # says which column is missing, where that is what is wrong
     if not _fits(row, reader):
         raise row.error(
-            f"the columns {', '.join(row.columns) or 'none'} are not those of the layout "
+            f"the columns {_listed(row.columns) or 'none'} are not those of the layout "
             f"{reader.name!r}, which has {_in_words(reader)}"
         )
     return example
@@ -996,7 +1362,7 @@ def _is_read(column: str, reader: Reader, row: Row, report: LoadReport) -> bool:
     if near:
         _warn(
             report,
-            f"{row.place}: the column {column!r} is not read by the layout {reader.name!r}; if "
+            f"{row.place}: the column {_cut(column)} is not read by the layout {reader.name!r}; if "
             f"{near[0]!r} is meant, rename it",
         )
     return False
@@ -1013,20 +1379,55 @@ def _file_examples(
     stem: str | None,
     named: Reader | None,
     report: LoadReport,
+    bad_rows: BadRows,
     progress: Progress | None,
 ) -> tuple[str, Iterator[Example]]:
     """The name of a file's layout and its examples; the report fills while they are read."""
-    rows = read_rows(path, shown=shown, stem=stem)
-    first = next(rows, None)
-    if first is None:
+    rows = read_rows(path, shown=shown, stem=stem, bad_rows=bad_rows)
+    before = len(bad_rows.refused)
+    # the first row says what the others must look like
+    first, reader = None, named
+    for first in rows:
+        try:
+            reader = named or _detect(first)
+            break
+        except DataError as error:
+            bad_rows.refuse(error, first.place, _raw(first))
+            first = None
+    if first is None or reader is None:
+        bad_rows.check_rest(shown, before)
+        _warn(report, f"{shown}: holds no row; is it the right file?")
         return named.name if named else "none", iter(())
-    reader = named or _detect(first)
+    return reader.name, _read_rows_of(
+        first, rows, shown, reader, named is not None, report, bad_rows, before, progress
+    )
+
+
+def _read_rows_of(
+    first: Row,
+    rows: Iterator[Row],
+    shown: str,
+    reader: Reader,
+    named: bool,
+    report: LoadReport,
+    bad_rows: BadRows,
+    before: int,
+    progress: Progress | None,
+) -> Iterator[Example]:
+    """The examples of a file whose layout is known."""
     seen: dict[str, bool] = {}  # column -> whether it is read
 
-    def parts() -> Iterator[tuple[Example, str]]:
-        count = 0
+    def parts() -> Iterator[tuple[Example, Row]]:
+        count = read = 0
         for count, row in enumerate(itertools.chain((first,), rows), 1):
-            example = _read_row(row, reader, first, named is not None)
+            if progress and count % 1000 == 0:
+                progress(shown, count)
+            try:
+                example = _read_row(row, reader, first, named)
+            except DataError as error:
+                bad_rows.refuse(error, row.place, _raw(row))
+                continue
+            read += 1
             example.source = row.place
             report.rows += 1
             for column in row.values:
@@ -1034,48 +1435,65 @@ def _file_examples(
                     seen[column] = _is_read(column, reader, row, report)
                 if not seen[column]:
                     report.ignored[column] += 1
-            yield example, row.default_id
-            if progress and count % 1000 == 0:
-                progress(shown, count)
+            yield example, row
         if progress:
             progress(shown, count)
+        if not read:
+            bad_rows.check_rest(shown, before)
 
-    def whole() -> Iterator[Example]:
-        for example, default_id in _grouped(parts()) if reader.grouped else parts():
-            example.query_id = example.query_id or default_id
-            if _clean(example, report, merge_repeats=reader.merge_repeats):
-                yield example
+    found: Iterable[tuple[Example, str]] = (
+        _grouped(parts(), bad_rows)
+        if reader.grouped
+        else ((example, row.default_id) for example, row in parts())
+    )
+    for example, default_id in found:
+        example.query_id = example.query_id or default_id
+        if _clean(example, report, merge_repeats=reader.merge_repeats):
+            yield example
 
-    return reader.name, whole()
+
+def _raw(row: Row) -> Any:
+    """What a refused row is shown as."""
+    return row.values if row.raw is None else row.raw
 
 
-def _grouped(parts: Iterator[tuple[Example, str]]) -> list[tuple[Example, str]]:
+def _grouped(parts: Iterator[tuple[Example, Row]], bad_rows: BadRows) -> list[tuple[Example, str]]:
     """Put the rows of each query together, in the order of each query's first row."""
     groups: dict[tuple[str, ...], tuple[Example, str]] = {}
-    for part, default_id in parts:
+    for part, row in parts:
         key = (
             ("id", part.query_id) if part.query_id else ("text", part.query, part.instruction or "")
         )
-        whole = groups.setdefault(key, (part, default_id))[0]
+        whole = groups.setdefault(key, (part, row.default_id))[0]
         if whole is part:
             continue
-        if whole.query != part.query or whole.instruction != part.instruction:
-            what = "query" if whole.query != part.query else "instruction"
-            raise DataError(
-                f"{part.source}: the query id {part.query_id!r} has another {what} than at "
-                f"{whole.source}; one id is one query with one instruction"
-            )
+        try:
+            _check_part(part, whole)
+        except DataError as error:
+            bad_rows.refuse(error, row.place, _raw(row))
+            continue
         for name in _ALIGNED:
             values, more = getattr(whole, name), getattr(part, name)
-            if (values is None) != (more is None):
-                raise DataError(
-                    f"{part.source}: {_PER_DOCUMENT[name]!r} is given in some rows of this query "
-                    f"and not in others (its first row is {whole.source}); give it in all or in "
-                    "none"
-                )
             if values is not None:
                 values.extend(more)
     return list(groups.values())
+
+
+def _check_part(part: Example, whole: Example) -> None:
+    """Refuse a row that does not go with the first one of its query."""
+    if whole.query != part.query or whole.instruction != part.instruction:
+        what = "query" if whole.query != part.query else "instruction"
+        raise DataError(
+            f"{part.source}: the query id {_cut(part.query_id)} has another {what} than at "
+            f"{whole.source}; one id is one query with one instruction"
+        )
+    for name in _ALIGNED:
+        if (getattr(whole, name) is None) != (getattr(part, name) is None):
+            raise DataError(
+                f"{part.source}: {_PER_DOCUMENT[name]!r} is given in some rows of this query "
+                f"and not in others (its first row is {whole.source}); give it in all or in "
+                "none"
+            )
 
 
 # ---------------------------------------------------------------------------------- BEIR folders
@@ -1097,7 +1515,7 @@ def _is_beir(folder: Path) -> bool:
 def _beir_id(row: Row, *names: str) -> str:
     value = row.identifier(*names)
     if not value:
-        found = ", ".join(row.columns) or "nothing"
+        found = _listed(row.columns) or "nothing"
         raise row.error(
             f"{' or '.join(map(repr, names))} is missing (columns: {found}); every row of it needs "
             "its id"
@@ -1105,36 +1523,35 @@ def _beir_id(row: Row, *names: str) -> str:
     return value
 
 
-def _beir_qrels(path: Path, shown: str) -> Iterator[tuple[Row, str, str, float]]:
-    """Judgements of a BEIR table (with a header), or of a TREC qrels file (four columns)."""
+def _judgements(
+    path: Path, shown: str, bad_rows: BadRows
+) -> Iterator[tuple[Row, list[str] | None]]:
+    """The rows of a table of judgements; of plain text, in its cells."""
     if _split_name(path)[1] != ".tsv":
-        for row in read_rows(path, shown=shown):
-            value = _number(row, "score", label=False)
-            yield (
-                row,
-                _beir_id(row, "query-id", "query_id"),
-                _beir_id(row, "corpus-id", "corpus_id"),
-                1.0 if value is None else value,
-            )
+        for row in read_rows(path, shown=shown, bad_rows=bad_rows):
+            yield row, None
         return
-    for row, cells in _separated(path, shown):
+    for row, cells in _separated(path, shown, bad_rows):
         if row.place.endswith(":1") and cells[0] in ("query-id", "query_id", "qid"):
             continue
-        if len(cells) not in (3, 4):
-            raise row.error(
-                f"{len(cells)} columns; a judgement is query-id, corpus-id, score (BEIR) or "
-                "query-id, 0, corpus-id, score (TREC)"
-            )
-        yield row, cells[0], cells[-2], _checked_number(row, "the score", cells[-1], label=False)
+        yield row, cells
 
 
-def _separated(path: Path, shown: str) -> Iterator[tuple[Row, list[str]]]:
-    with _reading(shown), _open(path) as file:
-        for number, raw in enumerate(file, 1):
-            place = f"{shown}:{number}"
-            cells = _decoded(raw, place).split()
-            if cells:
-                yield Row({}, (), place, "", textual=True), cells
+def _judgement(row: Row, cells: list[str] | None) -> tuple[str, str, float]:
+    """Query, document and score: of a BEIR table, or of a TREC qrels file (four columns)."""
+    if cells is None:
+        value = _number(row, "score", label=False)
+        return (
+            _beir_id(row, "query-id", "query_id"),
+            _beir_id(row, "corpus-id", "corpus_id"),
+            1.0 if value is None else value,
+        )
+    if len(cells) not in (3, 4):
+        raise row.error(
+            f"{len(cells)} columns; a judgement is query-id, corpus-id, score (BEIR) or "
+            "query-id, 0, corpus-id, score (TREC)"
+        )
+    return cells[0], cells[-2], _checked_number(row, "the score", cells[-1], label=False)
 
 
 Run = dict[str, dict[str, float]]
@@ -1161,7 +1578,7 @@ def run_file(path: Path, top_k: int) -> FirstStage:
         path: the file, which may be gzipped.
         top_k: see ``FirstStage``.
     """
-    return FirstStage(lambda *_: _beir_run(path, str(path)), top_k)
+    return FirstStage(lambda *_: _beir_run(path, str(path), BadRows()), top_k)
 
 
 def _first(ranked: Mapping[str, float], count: int) -> dict[str, float]:
@@ -1169,21 +1586,62 @@ def _first(ranked: Mapping[str, float], count: int) -> dict[str, float]:
     return dict(sorted(ranked.items(), key=lambda item: -item[1])[:count])
 
 
-def _beir_run(path: Path, shown: str) -> Run:
-    run: Run = {}
-    for row, cells in _separated(path, shown):
-        if len(cells) != 6:
-            raise row.error(
-                f"{len(cells)} columns; a line of a TREC run is: query-id Q0 document-id rank "
-                "score tag"
-            )
-        ranked = run.setdefault(cells[0], {})
-        if cells[2] in ranked:
-            raise row.error(
-                f"the run holds document {cells[2]!r} twice for query {cells[0]!r}; keep one line "
-                "for each"
-            )
-        ranked[cells[2]] = _checked_number(row, "the score", cells[4], label=False)
+def _separated(path: Path, shown: str, bad_rows: BadRows) -> Iterator[tuple[Row, list[str]]]:
+    """Lines whose cells stand apart by white space."""
+    with _reading(shown):
+        for line in _lines(path, shown):
+            try:
+                text = line.text()
+            except DataError as error:
+                bad_rows.refuse(error, line.place, line.raw)
+                continue
+            if cells := text.split():
+                yield Row({}, (), line.place, "", textual=True, raw=text), cells
+
+
+def _beir_qrels(
+    files: list[Path], name: Callable[[Path], str], report: LoadReport, bad_rows: BadRows
+) -> dict[str, dict[str, float]]:
+    """The score of each judged document, by query; a negative one is 0."""
+    qrels: dict[str, dict[str, float]] = {}
+    for path in files:
+        for row, cells in _judgements(path, name(path), bad_rows):
+            try:
+                query_id, document_id, score = _judgement(row, cells)
+                known = qrels.get(query_id, {}).get(document_id)
+                if known is not None and known != max(score, 0.0):
+                    raise row.error(
+                        f"document {_cut(document_id)} is judged twice for query "
+                        f"{_cut(query_id)}, with different scores; keep one"
+                    )
+            except DataError as error:
+                bad_rows.refuse(error, row.place, _raw(row))
+                continue
+            report.rows += 1
+            _count(report.noted, NEGATIVE_JUDGEMENT, score < 0)
+            qrels.setdefault(query_id, {})[document_id] = max(score, 0.0)
+    return qrels
+
+
+def _beir_run(path: Path, shown: str, bad_rows: BadRows) -> dict[str, dict[str, float]]:
+    run: dict[str, dict[str, float]] = {}
+    for row, cells in _separated(path, shown, bad_rows):
+        try:
+            if len(cells) != 6:
+                raise row.error(
+                    f"{len(cells)} columns; a line of a TREC run is: query-id Q0 document-id rank "
+                    "score tag"
+                )
+            if cells[2] in run.get(cells[0], ()):
+                raise row.error(
+                    f"the run holds document {_cut(cells[2])} twice for query {_cut(cells[0])}; "
+                    "keep one line for each"
+                )
+            score = _checked_number(row, "the score", cells[4], label=False)
+        except DataError as error:
+            bad_rows.refuse(error, row.place, _raw(row))
+            continue
+        run.setdefault(cells[0], {})[cells[2]] = score
     return run
 
 
@@ -1215,6 +1673,7 @@ def _beir_examples(
     split: str | None,
     purpose: Purpose,
     report: LoadReport,
+    bad_rows: BadRows,
     progress: Progress | None,
     first_stage: FirstStage | None,
 ) -> Iterator[Example]:
@@ -1228,19 +1687,9 @@ def _beir_examples(
             "the judgements"
         )
     qrels_files = _choose_split(qrels_files, folder, shown, split, purpose)
-    qrels: dict[str, dict[str, float]] = {}
-    for path in qrels_files:
-        for row, query_id, document_id, score in _beir_qrels(path, name(path)):
-            report.rows += 1
-            _count(report.noted, NEGATIVE_JUDGEMENT, score < 0)
-            judged = qrels.setdefault(query_id, {})
-            if judged.setdefault(document_id, max(score, 0.0)) != max(score, 0.0):
-                raise row.error(
-                    f"document {document_id!r} is judged twice for query {query_id!r}, with "
-                    "different scores; keep one"
-                )
+    qrels = _beir_qrels(qrels_files, name, report, bad_rows)
     split = split or _split_of(qrels_files[0], folder)
-    queries = dict(_beir_texts(folder, "queries", set(qrels), name, progress))
+    queries = dict(_beir_texts(folder, "queries", set(qrels), name, bad_rows, progress))
     run: Run | None = None
     if first_stage is not None:
         found = first_stage.search(folder, {i: text for i, (text, _) in queries.items()})
@@ -1248,14 +1697,18 @@ def _beir_examples(
         cut = sum(len(found[i]) - len(ranked) for i, ranked in run.items() if i in qrels)
         _count(report.dropped, BEHIND, cut)
     elif purpose != "mine" and (chosen := _choose_run(folder, split)):
-        run = _beir_run(chosen, name(chosen))
+        run = _beir_run(chosen, name(chosen), bad_rows)
     scored = run is not None
     if run is None and purpose != "mine" and (top_ranked := _parts(folder, "top_ranked")):
         run = {}
         for path in _choose_split(top_ranked, folder, shown, split, purpose):
-            for row in read_rows(path, shown=name(path)):
-                ids = row.texts("corpus-ids")
-                run.setdefault(_beir_id(row, "query-id"), {}).update(dict.fromkeys(ids, 0.0))
+            for row in read_rows(path, shown=name(path), bad_rows=bad_rows):
+                try:
+                    ids, query_id = row.texts("corpus-ids"), _beir_id(row, "query-id")
+                except DataError as error:
+                    bad_rows.refuse(error, row.place, _raw(row))
+                    continue
+                run.setdefault(query_id, {}).update(dict.fromkeys(ids, 0.0))
     if run is not None:
         _count(report.dropped, NOT_JUDGED, sum(query_id not in qrels for query_id in run))
     candidates: dict[str, Mapping[str, float]] = {}
@@ -1271,14 +1724,16 @@ def _beir_examples(
         else:
             _count(report.dropped, NOT_IN_RUN, 1)
     wanted = {document_id for ranked in candidates.values() for document_id in ranked}
-    texts = dict(_beir_texts(folder, "corpus", wanted, name, progress))
+    texts = dict(_beir_texts(folder, "corpus", wanted, name, bad_rows, progress))
     for query_id, ranked in candidates.items():
         if query_id not in queries:
             _count(report.dropped, NOT_IN_QUERIES, 1)
             continue
         query, place = queries[query_id]
         if not query.strip():
-            raise DataError(f"{place}: 'text' is empty; every query needs its text")
+            empty = DataError(f"{place}: 'text' is empty; every query needs its text")
+            bad_rows.refuse(empty, place, query)
+            continue
         known = [document_id for document_id in ranked if document_id in texts]
         _count(report.dropped, NOT_IN_CORPUS, len(ranked) - len(known))
         judged = qrels[query_id]
@@ -1307,21 +1762,26 @@ def _beir_texts(
     part: str,
     wanted: set[str],
     name: Callable[[Path], str],
+    bad_rows: BadRows,
     progress: Progress | None,
 ) -> Iterator[tuple[str, tuple[str, str]]]:
     """The wanted texts of the corpus or of the queries: (id, (text, place))."""
     for path in _parts(folder, part):
         count = 0
-        for count, row in enumerate(read_rows(path, shown=name(path)), 1):
-            identifier = _beir_id(row, "_id", "id")
-            if identifier in wanted:
-                text = _checked_text(row, "'text'", row.values.get("text", ""))
-                yield (
-                    identifier,
-                    (_titled(row, "'title'", row.values.get("title"), text), row.place),
-                )
+        rows = read_rows(path, shown=name(path), bad_rows=bad_rows)
+        for count, row in enumerate(rows, 1):
             if progress and count % 1000 == 0:
                 progress(name(path), count)
+            try:
+                identifier = _beir_id(row, "_id", "id")
+                if identifier not in wanted:
+                    continue
+                text = _checked_text(row, "'text'", row.values.get("text", ""))
+                text = _titled(row, "'title'", row.values.get("title"), text)
+            except DataError as error:
+                bad_rows.refuse(error, row.place, _raw(row))
+                continue
+            yield identifier, (text, row.place)
         if progress:
             progress(name(path), count)
 
@@ -1373,7 +1833,7 @@ def _row_files(folder: Path, *, deep: bool = True) -> list[Path]:
         for path in found
         if path.name.lower().endswith(ENDINGS)
         and path.name not in _NOT_ROWS
-        and not path.name.endswith(".report.json")
+        and not path.name.endswith((".report.json", REFUSED))
         and not any(
             part.startswith(".") or part.endswith(".part")
             for part in path.relative_to(folder).parts
@@ -1425,7 +1885,7 @@ def _specs(dataset: str | Path | Sequence[str | Path]) -> list[_Spec]:
     entries = [dataset] if isinstance(dataset, str | Path) else list(dataset)
     names: list[str] = []
     for entry in entries:
-        if isinstance(entry, Path) or (entry and Path(entry).expanduser().exists()):
+        if isinstance(entry, Path) or (entry and expanded(entry).exists()):
             names.append(str(entry))
         else:
             names += entry.split()
@@ -1437,7 +1897,7 @@ def _specs(dataset: str | Path | Sequence[str | Path]) -> list[_Spec]:
 
 
 def _spec(name: str) -> _Spec:
-    if "#" not in name or Path(name).expanduser().exists():
+    if "#" not in name or expanded(name).exists():
         return _Spec(name, None)
     base, _, number = name.rpartition("#")
     if not (number.isascii() and number.isdigit() and int(number) > 0 and base):
@@ -1455,7 +1915,7 @@ def _locate(name: str, use_hf: bool, revision: str | None) -> tuple[Path, str | 
     """The file or folder of a dataset's name, and the subset asked of a hub dataset."""
     from rankwright.hub import resolve_dataset
 
-    match = None if Path(name).expanduser().exists() else _HUB_NAME.fullmatch(name)
+    match = None if expanded(name).exists() else _HUB_NAME.fullmatch(name)
     repo, subset = match.groups() if match else (name, None)
     return resolve_dataset(repo, use_hf=use_hf, revision=revision), subset
 
@@ -1495,33 +1955,60 @@ def _warn_of_benchmark(name: str, files: list[Path], root: Path, report: LoadRep
         _warn(report, warning)
 
 
-def taken(rows: int, count: int, seed: int) -> list[int]:
+def taken(rows: int, count: int, seed: int) -> NDArray[np.int64]:
     """ms-swift's sampling: whole passes, then a sample of the rest without replacement."""
     passes, rest = divmod(count, rows)
     # in the order of the rows: the trainer shuffles anyway, and a subset stays readable
-    sample = sorted(np.random.default_rng(seed).permutation(rows)[:rest].tolist())
-    return list(range(rows)) * passes + sample
+    sample = np.sort(np.random.default_rng(seed).permutation(rows)[:rest])
+    return np.concatenate((np.tile(np.arange(rows), passes), sample))
 
 
-def unique_ids(ids: Sequence[str]) -> tuple[list[str], int]:
-    """Make ids unique by numbering those that stood before; also returns how many these are."""
+def id_key(query_id: str) -> int:
+    """64 bits that stand for an id, so that ten million of them are compared in 80 MB."""
+    return int.from_bytes(hashlib.blake2b(query_id.encode(), digest_size=8).digest(), "little")
+
+
+def repeated_ids(keys: NDArray[np.uint64], id_of: Callable[[int], str]) -> dict[int, str]:
+    """Number the ids that stood before.
+
+    Args:
+        keys: ``id_key`` of each.
+        id_of: the id at a place; asked for repeated ones only.
+
+    Returns:
+        New ids by their place; the others are unique as they are.
+    """
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    same = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if not len(same):
+        return {}
     seen: dict[str, int] = {}
-    taken_ids = set(ids)
-    unique: list[str] = []
-    repeated = 0
-    for query_id in ids:
+    given: set[str] = set()
+    found: dict[int, str] = {}
+    for place in np.unique(order[np.concatenate((same, same + 1))]).tolist():
+        query_id = id_of(place)
         times = seen.get(query_id, 0) + 1
         seen[query_id] = times
         if times == 1:
-            unique.append(query_id)
             continue
-        repeated += 1
-        while (new := f"{query_id}~{times}") in taken_ids:
+        while (new := f"{query_id}~{times}") in given or _holds(ordered, id_key(new)):
             times += 1
         seen[query_id] = times
-        taken_ids.add(new)
-        unique.append(new)
-    return unique, repeated
+        given.add(new)
+        found[place] = new
+    return found
+
+
+def _holds(ordered: NDArray[np.uint64], key: int) -> bool:
+    place = int(np.searchsorted(ordered, np.uint64(key)))
+    return place < len(ordered) and int(ordered[place]) == key
+
+
+def unique_ids(ids: list[str]) -> tuple[list[str], int]:
+    """Make ids unique by numbering those that stood before; also returns how many these are."""
+    new = repeated_ids(np.array([id_key(i) for i in ids], np.uint64), ids.__getitem__)
+    return [new.get(place, query_id) for place, query_id in enumerate(ids)], len(new)
 
 
 def dataset_instructions(
@@ -1561,6 +2048,7 @@ def load_examples(
     use_hf: bool = True,
     revision: str | None = None,
     purpose: Purpose = "train",
+    bad_rows: BadRows | None = None,
     progress: Progress | None = None,
     first_stage: FirstStage | None = None,
 ) -> LoadedData:
@@ -1582,6 +2070,7 @@ def load_examples(
         revision: of hub datasets.
         purpose: what the rows are for; ``train`` and ``mine`` warn of a known benchmark's test
             split, and ``mine`` reads all that is judged in a BEIR folder, whatever run it holds.
+        bad_rows: what is done about rows that cannot be read; None stops at the first.
         progress: called with a file's name and the rows read so far, now and then.
         first_stage: where the candidates of BEIR folders come from, in place of their own runs.
 
@@ -1591,7 +2080,8 @@ def load_examples(
     Raises:
         ConfigError: an unknown layout, a bad sampling number, a hub dataset that cannot be had, a
             first stage for what is no BEIR folder.
-        DataError: a file or row that cannot be read, or nothing left of a dataset.
+        DataError: a file or row that cannot be read, more of them than ``bad_rows`` allows, or
+            nothing left of a dataset.
     """
     data = LoadedData([])
     examples: list[Example] = []
@@ -1605,6 +2095,7 @@ def load_examples(
         use_hf=use_hf,
         revision=revision,
         purpose=purpose,
+        bad_rows=bad_rows,
         progress=progress,
         first_stage=first_stage,
     ):
@@ -1614,7 +2105,7 @@ def load_examples(
         for example, query_id in zip(rows, ids, strict=True):
             example.query_id = query_id
         # a copy, because a repeated row becomes a query of its own, with negatives of its own
-        indices = [] if take is None else taken(len(rows), take, seed)
+        indices = () if take is None else taken(len(rows), take, seed).tolist()
         examples += rows if take is None else [replace(rows[i]) for i in indices]
     ids, _ = unique_ids([example.query_id for example in examples])
     for example, query_id in zip(examples, ids, strict=True):
@@ -1639,6 +2130,7 @@ def iter_datasets(
     use_hf: bool = True,
     revision: str | None = None,
     purpose: Purpose = "train",
+    bad_rows: BadRows | None = None,
     progress: Progress | None = None,
     first_stage: FirstStage | None = None,
 ) -> Iterator[tuple[int | None, Iterator[Example]]]:
@@ -1654,6 +2146,7 @@ def iter_datasets(
         use_hf: see there.
         revision: see there.
         purpose: see there.
+        bad_rows: see there.
         progress: see there.
         first_stage: see there.
 
@@ -1663,6 +2156,7 @@ def iter_datasets(
     """
     named = None if data_format is None else _reader(data_format)
     texts = dataset_instructions(dataset, instructions)
+    refusing = bad_rows or BadRows()
     for spec, (_, text) in zip(_specs(dataset), texts, strict=True):
         path, subset = _locate(spec.name, use_hf, revision)
 
@@ -1670,10 +2164,19 @@ def iter_datasets(
             spec: _Spec, path: Path, subset: str | None, text: str | None
         ) -> Iterator[Example]:
             before = report.rows
-            dropped = report.dropped.copy()
+            dropped, bad = report.dropped.copy(), len(refusing.refused)
             count = 0
             for shown, layout, found in _read_source(
-                path, spec.name, subset, named, split, purpose, report, progress, first_stage
+                path,
+                spec.name,
+                subset,
+                named,
+                split,
+                purpose,
+                report,
+                refusing,
+                progress,
+                first_stage,
             ):
                 start = count
                 for example in found:
@@ -1681,6 +2184,7 @@ def iter_datasets(
                     example.instruction = example.instruction or text
                     yield example
                 sources.append(Source(shown, layout, count - start))
+            _count(report.dropped, BAD_ROW, len(refusing.refused) - bad)
             if not count:
                 reasons = report.dropped - dropped
                 listed = ", ".join(f"{number} x {reason}" for reason, number in reasons.items())
@@ -1726,6 +2230,7 @@ def _read_source(
     split: str | None,
     purpose: Purpose,
     report: LoadReport,
+    bad_rows: BadRows,
     progress: Progress | None,
     first_stage: FirstStage | None,
 ) -> Iterator[tuple[str, str, Iterator[Example]]]:
@@ -1741,7 +2246,9 @@ def _read_source(
             qrels = _parts(folder, "qrels")
             chosen = _choose_split(qrels, folder, name, split, purpose) if qrels else []
             _warn_of_benchmark(name, chosen, folder, report)
-        found = _beir_examples(folder, name, split, purpose, report, progress, first_stage)
+        found = _beir_examples(
+            folder, name, split, purpose, report, bad_rows, progress, first_stage
+        )
         yield name, "beir", found
         return
     if first_stage is not None:
@@ -1756,7 +2263,7 @@ def _read_source(
             )
         if purpose != "eval":
             _warn_of_benchmark(str(path.parent), [path], path.parent, report)
-        yield name, *_file_examples(path, name, None, named, report, progress)
+        yield name, *_file_examples(path, name, None, named, report, bad_rows, progress)
         return
     files = _files(path, name, subset, split, purpose)
     if purpose != "eval":
@@ -1765,14 +2272,15 @@ def _read_source(
         relative = file.relative_to(path)
         shown = f"{name.rstrip('/')}/{relative.as_posix()}"
         stem = (relative.parent / _split_name(file)[0]).as_posix()
-        yield shown, *_file_examples(file, shown, stem, named, report, progress)
+        yield shown, *_file_examples(file, shown, stem, named, report, bad_rows, progress)
 
 
-def iter_queries(source: str) -> Iterator[Example]:
+def iter_queries(source: str, bad_rows: BadRows | None = None) -> Iterator[Example]:
     """Stream queries to rank: rows of ``query`` and ``documents``, labels neither needed nor read.
 
     Args:
         source: a file that ``read_rows`` reads, or ``-`` for JSON lines on standard input.
+        bad_rows: what is done about rows that cannot be read; None stops at the first.
 
     Yields:
         One example for each row, its labels all 0.
@@ -1780,25 +2288,32 @@ def iter_queries(source: str) -> Iterator[Example]:
     Raises:
         DataError: a row that cannot be read, with its line, or no row at all.
     """
+    bad_rows = bad_rows or BadRows()
     if source == "-":
-        rows = _jsonl_rows(Path("/dev/stdin"), "standard input", "stdin")
+        rows = _jsonl_rows(Path("/dev/stdin"), "standard input", "stdin", bad_rows)
     else:
-        rows = read_rows(Path(source))
+        rows = read_rows(Path(source), bad_rows=bad_rows)
     found = False
     for row in rows:
+        try:
+            documents = row.texts("documents")
+            if not documents:
+                raise row.error("'documents' is missing or empty; give a list of texts to rank")
+            example = Example(
+                row.text("query"),
+                documents,
+                [0.0] * len(documents),
+                instruction=row.optional_text("instruction"),
+                query_id=row.identifier("query_id", "id"),
+                source=row.place,
+            )
+        except DataError as error:
+            bad_rows.refuse(error, row.place, _raw(row))
+            continue
         found = True
-        documents = row.texts("documents")
-        if not documents:
-            raise row.error("'documents' is missing or empty; give a list of texts to rank")
-        yield Example(
-            row.text("query"),
-            documents,
-            [0.0] * len(documents),
-            instruction=row.optional_text("instruction"),
-            query_id=row.identifier("query_id", "id"),
-            source=row.place,
-        )
+        yield example
     if not found:
+        bad_rows.check_rest(source, 0)
         raise DataError(f"{source}: no row was found; give rows of query and documents")
 
 
@@ -1821,6 +2336,7 @@ def iter_documents(
     *,
     use_hf: bool = True,
     revision: str | None = None,
+    bad_rows: BadRows | None = None,
 ) -> Iterator[tuple[str, str, str]]:
     """Stream the documents of a corpus: rows of ``text`` with an ``_id`` or ``id`` and a ``title``.
 
@@ -1828,6 +2344,7 @@ def iter_documents(
         source: a file that ``read_rows`` reads, a folder of such files, a BEIR folder or a hub id.
         use_hf: the hub of an id: Hugging Face, or ModelScope.
         revision: of a hub dataset.
+        bad_rows: what is done about rows that cannot be read; None stops at the first.
 
     Yields:
         Id, text and place of each document. The text is title, space, text, as BEIR has it, and may
@@ -1837,7 +2354,7 @@ def iter_documents(
         ConfigError: a hub dataset cannot be had.
         DataError: a file or row cannot be read, with its line, or there is no file.
     """
-    name = str(source)
+    name, bad_rows = str(source), bad_rows or BadRows()
     path, subset = _locate(name, use_hf, revision)
     if path.is_dir():
         folder = path / subset if subset else path
@@ -1850,12 +2367,17 @@ def iter_documents(
     else:
         shown = {path: name}
     for file, file_name in shown.items():
-        for row in read_rows(file, shown=file_name):
-            if "text" not in row.columns:
-                row.text("text")
-            text = _checked_text(row, "'text'", row.values.get("text", ""))
-            yield (
-                row.identifier("_id", "id") or row.default_id,
-                _titled(row, "'title'", row.values.get("title"), text),
-                row.place,
-            )
+        for row in read_rows(file, shown=file_name, bad_rows=bad_rows):
+            try:
+                if "text" not in row.columns:
+                    row.text("text")
+                text = _checked_text(row, "'text'", row.values.get("text", ""))
+                document = (
+                    row.identifier("_id", "id") or row.default_id,
+                    _titled(row, "'title'", row.values.get("title"), text),
+                    row.place,
+                )
+            except DataError as error:
+                bad_rows.refuse(error, row.place, _raw(row))
+                continue
+            yield document

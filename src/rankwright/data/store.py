@@ -13,8 +13,10 @@ import dataclasses
 import inspect
 import json
 import logging
+from array import array
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -29,20 +31,32 @@ from rankwright.data.cache import (
     cached,
     digest,
 )
-from rankwright.data.outline import Outline, Ragged, Rows, distinct, fold, highest, lowest
+from rankwright.data.outline import (
+    Outline,
+    Ragged,
+    Rows,
+    as_numbers,
+    distinct,
+    fold,
+    highest,
+    lowest,
+)
 from rankwright.data.readers import (
+    BadRows,
     LoadedData,
     LoadReport,
     Progress,
     Purpose,
+    Refused,
     Source,
     count_repeated_ids,
     dataset_instructions,
+    id_key,
     iter_datasets,
     load_examples,
+    repeated_ids,
     source_files,
     taken,
-    unique_ids,
 )
 from rankwright.files import DamagedError, read_marker, write_marker
 from rankwright.types import Example
@@ -105,11 +119,12 @@ class ExampleStore(Rows):
             self._table = Dataset.from_file(str(folder / ROWS))
             self._texts = self._table.select_columns(list(_TEXTS))
             entries = Dataset.from_file(str(folder / ENTRIES)).data
-            self._all_rows = entries.column("row").to_numpy()
+            self._all_rows = entries.column("row")
             self._query_ids = entries.column("query_id")
         except (OSError, ValueError, KeyError) as error:
             raise DamagedError(f"{folder}: {error}") from error
-        self._indices = np.arange(len(self._all_rows)) if indices is None else indices
+        # which entries these are; None for all, which costs no memory
+        self._indices = indices
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ExampleStore, (self.folder, self._indices)
@@ -117,11 +132,11 @@ class ExampleStore(Rows):
     @property
     def rows(self) -> NDArray[np.int64]:
         """The row of the file behind each example; a row may stand behind several."""
-        found: NDArray[np.int64] = self._all_rows[self._indices]
-        return found
+        found: NDArray[np.int64] = self._all_rows.to_numpy()
+        return found if self._indices is None else found[self._indices]
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self._all_rows) if self._indices is None else len(self._indices)
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -132,8 +147,8 @@ class ExampleStore(Rows):
     def __getitem__(self, index: int | slice) -> Example | ExampleStore:
         if isinstance(index, slice):
             return self.select(np.arange(len(self))[index])
-        entry = int(self._indices[index])
-        values = self._texts[int(self._all_rows[entry])]
+        entry = range(len(self))[index] if self._indices is None else int(self._indices[index])
+        values = self._texts[self._all_rows[entry].as_py()]
         if values["missed"] is not None:
             values["missed"] = json.loads(values["missed"])
         return Example(query_id=self._query_ids[entry].as_py(), **values)
@@ -141,13 +156,13 @@ class ExampleStore(Rows):
     def select(self, indices: NDArray[np.int64]) -> ExampleStore:
         """These examples, in this order, without a copy."""
         view = copy.copy(self)
-        view._indices = self._indices[indices]
+        view._indices = indices if self._indices is None else self._indices[indices]
         return view
 
     def outline(self) -> Outline:
         """The examples without their texts."""
         return Outline(
-            _Strings(self._query_ids.take(self._indices)),
+            _Strings(self._query_ids, self._indices),
             self._lists("positives"),
             self._lists("negatives"),
             self._column("highest").to_numpy(),
@@ -155,10 +170,10 @@ class ExampleStore(Rows):
             self._column("teacher_scores").is_valid().to_numpy(),
         )
 
-    def folds(self) -> list[bytes]:
-        """``fold`` of each query."""
-        found: list[bytes] = self._column("fold").to_pylist()
-        return found
+    def folds(self) -> NDArray[np.uint64]:
+        """``fold`` of each query, as two numbers."""
+        parts = [_bytes_of(chunk) for chunk in self._column("fold").chunks]
+        return np.concatenate([as_numbers(b""), *map(as_numbers, parts)])
 
     def instructions(self) -> dict[str, tuple[int, int]]:
         """Each instruction of theirs: how many have it, and the first of them."""
@@ -181,13 +196,14 @@ class ExampleStore(Rows):
 
 
 class _Strings(Sequence[str]):
-    """An Arrow column of texts."""
+    """An Arrow column of texts, or some of them."""
 
-    def __init__(self, column: Any) -> None:
+    def __init__(self, column: Any, indices: NDArray[np.int64] | None) -> None:
         self.column = column
+        self.indices = indices
 
     def __len__(self) -> int:
-        return len(self.column)
+        return len(self.column) if self.indices is None else len(self.indices)
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -197,17 +213,35 @@ class _Strings(Sequence[str]):
 
     def __getitem__(self, index: int | slice) -> str | _Strings:
         if isinstance(index, slice):
-            return _Strings(self.column.take(np.arange(len(self))[index]))
-        text: str = self.column[index].as_py()
-        return text
+            every = np.arange(len(self.column)) if self.indices is None else self.indices
+            return _Strings(self.column, every[index])
+        return _text_at(self.column, index if self.indices is None else int(self.indices[index]))
+
+
+def _bytes_of(array: Any) -> memoryview:
+    """The bytes of an Arrow array of binaries, without a copy."""
+    offsets = np.frombuffer(array.buffers()[1], np.int32)[array.offset :][: len(array) + 1]
+    return memoryview(array.buffers()[2])[int(offsets[0]) : int(offsets[-1])]
 
 
 def ragged(column: Any) -> Ragged:
     """An Arrow column of lists of int32 as arrays."""
-    array = column.combine_chunks()
-    offsets = array.offsets.to_numpy().astype(np.int64)
-    values = array.values.to_numpy()[offsets[0] : offsets[-1]] if len(offsets) else array.values
-    return Ragged(np.asarray(values, np.int32), offsets - offsets[0])
+    # batch by batch, so that nothing is held twice
+    size = sum(len(chunk.flatten()) for chunk in column.chunks)
+    values, offsets = np.empty(size, np.int32), np.zeros(len(column) + 1, np.int64)
+    row = place = 0
+    for chunk in column.chunks:
+        numbers = chunk.flatten().to_numpy()
+        values[place : place + len(numbers)] = numbers
+        ends = chunk.offsets.to_numpy()[1:]
+        offsets[row + 1 : row + 1 + len(chunk)] = ends - chunk.offsets[0].as_py() + place
+        row, place = row + len(chunk), place + len(numbers)
+    return Ragged(values, offsets)
+
+
+def _text_at(column: Any, index: int) -> str:
+    text: str = column[index].as_py()
+    return text
 
 
 def load_store(
@@ -221,6 +255,7 @@ def load_store(
     use_hf: bool = True,
     revision: str | None = None,
     purpose: Purpose = "train",
+    bad_rows: BadRows | None = None,
     progress: Progress | None = None,
     rebuild: bool = False,
 ) -> LoadedData:
@@ -236,6 +271,7 @@ def load_store(
         use_hf: see there.
         revision: see there.
         purpose: see there.
+        bad_rows: see there.
         progress: see there.
         rebuild: read the rows anew.
 
@@ -257,8 +293,12 @@ def load_store(
         "purpose": purpose,
     }
 
+    bad_rows = bad_rows or BadRows()
+    before = len(bad_rows.refused)
+
     def in_memory() -> LoadedData:
-        return load_examples(dataset, seed=seed, progress=progress, **options)
+        del bad_rows.refused[before:]
+        return load_examples(dataset, seed=seed, bad_rows=bad_rows, progress=progress, **options)
 
     files = source_files(dataset, use_hf=use_hf, revision=revision)
     if cache is None or files is None:
@@ -270,6 +310,8 @@ def load_store(
         "dataset": names,
         "files": [file_stamp(path) for path in files],
         "options": options,
+        # what was skipped is written down again, and counts again
+        "skipped": bad_rows.on_bad_row == "skip" and bad_rows.max_bad_rows - before,
         # it only chooses samples
         "seed": seed if any("#" in name for name in names) else None,
     }
@@ -279,13 +321,17 @@ def load_store(
         nonlocal made
         made = True
         report, sources = LoadReport(), list[Source]()
-        found = iter_datasets(dataset, report, sources, progress=progress, **options)
+        del bad_rows.refused[before:]
+        found = iter_datasets(
+            dataset, report, sources, bad_rows=bad_rows, progress=progress, **options
+        )
         _write(folder, found, report, seed)
         values = {
             **{name: dict(getattr(report, name)) for name in _COUNTS},
             "rows": report.rows,
             "warnings": report.warnings,
             "sources": [dataclasses.astuple(source) for source in sources],
+            "refused": [dataclasses.astuple(row) for row in bad_rows.refused[before:]],
         }
         write_marker(folder, META, values)
 
@@ -301,6 +347,7 @@ def load_store(
         )
         return in_memory()
     meta = store.meta
+    bad_rows.refused[before:] = [Refused(*row) for row in meta["refused"]]
     report = LoadReport(
         rows=meta["rows"],
         warnings=meta["warnings"],
@@ -323,6 +370,7 @@ def _write(folder: Path, datasets: Any, report: LoadReport, seed: int) -> None:
 
     schema, entry_schema = _schemas()
     parts: list[tuple[int, int, int | None]] = []
+    keys = array("Q")
     with arrow_file(folder / ROWS, schema) as writer:
         for take, examples in datasets:
             start = writer.rows
@@ -339,18 +387,30 @@ def _write(folder: Path, datasets: Any, report: LoadReport, seed: int) -> None:
                     "fold": fold(example.query),
                 }
                 writer.write(row, len(example.query) + sum(map(len, example.documents)))
+                keys.append(id_key(example.query_id))
             parts.append((start, writer.rows, take))
-    # ids are made unique once all of them are known; they are the one thing held in memory
+    # ids are made unique once all of them are known, first within each dataset and then among all;
+    # 8 bytes stand for each until then
     column = Dataset.from_file(str(folder / ROWS)).data.column("id")
-    rows: list[int] = []
-    ids: list[str] = []
+    key_N, new = np.frombuffer(keys, np.uint64).copy(), dict[int, str]()
+    chosen: list[NDArray[np.int64]] = []
     for start, end, take in parts:
-        found, repeated = unique_ids(column.slice(start, end - start).to_pylist())
-        count_repeated_ids(report, repeated)
-        indices = range(end - start) if take is None else taken(end - start, take, seed)
-        rows += [start + i for i in indices]
-        ids += [found[i] for i in indices]
-    ids, _ = unique_ids(ids)
+        part = column.slice(start, end - start)
+        found = repeated_ids(key_N[start:end], partial(_text_at, part))
+        count_repeated_ids(report, len(found))
+        new |= {start + i: query_id for i, query_id in found.items()}
+        rows = np.arange(end - start) if take is None else taken(end - start, take, seed)
+        chosen.append(start + rows)
+    for i, query_id in new.items():
+        key_N[i] = id_key(query_id)
+    row_N = np.concatenate(chosen)
+
+    def id_of(place: int) -> str:
+        row = int(row_N[place])
+        return new[row] if row in new else _text_at(column, row)
+
+    last = repeated_ids(key_N[row_N], id_of)
     with arrow_file(folder / ENTRIES, entry_schema) as writer:
-        for row_number, query_id in zip(rows, ids, strict=True):
-            writer.write({"row": row_number, "query_id": query_id})
+        for place in range(len(row_N)):
+            query_id = last[place] if place in last else id_of(place)
+            writer.write({"row": int(row_N[place]), "query_id": query_id})

@@ -432,8 +432,8 @@ def test_collections(tmp_path: Path) -> None:
     found = [(Path(row.path).name, row.line) for row in bad.refused]
     assert found == [
         *(("test.tsv", n) for n in (9, 10, 11, 12)),
-        *(("run.trec", n) for n in (2, 3, 4)),
-        ("corpus.jsonl", 5), ("corpus.jsonl", 6), ("queries.jsonl", 5), ("queries.jsonl", 4),
+        ("queries.jsonl", 5), *(("run.trec", n) for n in (2, 3, 4)),
+        ("corpus.jsonl", 5), ("corpus.jsonl", 6), ("queries.jsonl", 4),
     ]  # fmt: skip
     assert data.report.dropped[BAD_ROW] == len(found)
 

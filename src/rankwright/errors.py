@@ -9,6 +9,10 @@ from __future__ import annotations
 class RankwrightError(Exception):
     """Base of every error raised on purpose; the command line prints it and exits with 2."""
 
+    def __str__(self) -> str:
+        # a name or a value that it repeats may hold line breaks
+        return " ".join(super().__str__().splitlines())
+
 
 class ConfigError(RankwrightError):
     """An argument, a model or a combination of them cannot be used."""

@@ -1,6 +1,6 @@
 """Do passages help on long documents? Cut, the best passage, and the mean of the best three.
 
-    python benchmarks/passages.py MODEL --data ../shared/data/medquad --queries 80
+    python benchmarks/passages.py MODEL --data medquad --queries 80
 
 **Documents.** Pages of some hundred to two thousand words: all of MedQuAD's texts that answer
 questions on one topic (a disease), in the order of its rows, as they once stood on a page of their

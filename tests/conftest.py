@@ -15,6 +15,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # no test reads or leaves rows in the user's own cache
 os.environ["RANKWRIGHT_CACHE"] = tempfile.mkdtemp(prefix="rankwright-tests-")
+# nor copies of models' code
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="rankwright-modules-")
 
 import pytest
 
@@ -22,7 +24,8 @@ SHARED = Path(os.environ.get("RANKWRIGHT_SHARED", Path(__file__).parents[2] / "s
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(os.environ["RANKWRIGHT_CACHE"], ignore_errors=True)
+    for name in ("RANKWRIGHT_CACHE", "HF_MODULES_CACHE"):
+        shutil.rmtree(os.environ[name], ignore_errors=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

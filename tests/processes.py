@@ -50,7 +50,11 @@ def start(command: list[str], **environment: str) -> Iterator[ServerProcess]:
                 yield ServerProcess(found[0], process, output)
             finally:
                 process.terminate()
-                code = process.wait(60)
+                try:
+                    code = process.wait(60)
+                finally:
+                    # one that does not end must not outlive its test
+                    process.kill()
         text = output.read_text("utf-8")
         assert (code, "Traceback" in text) == (0, False), text
 

@@ -231,6 +231,13 @@ def test_bad_rows_are_skipped_where_that_is_asked_for(
             ("mine", "--queries", bad, "--number", "1", "--output", str(out / "m.jsonl")),
             "m.refused.jsonl",
         ),
+        "export": (
+            (
+                *("export", "--model", model, "--to", "merged", "--dataset", bad),
+                *("--output", str(out / "x")),
+            ),
+            "x.refused.jsonl",
+        ),
     }
     out.mkdir()
     for name, (words, file) in calls.items():

@@ -255,6 +255,11 @@ def test_fsdp_in_half_precision(cases: dict[str, dict[str, Any]], many: Any, cas
         ({"fsdp": True}, "--fsdp cuts the weights over processes; start with torchrun"),
         ({"fsdp": "full_shard"}, "--fsdp 'full_shard' is not known; give true"),
         ({"deepspeed": "zero3"}, "ZeRO-3 is not supported yet; use --fsdp true"),
+        (
+            {"deepspeed": '{"zero_optimization": {"stage": 3}}'},
+            "ZeRO-3 is not supported yet; use --fsdp true",
+        ),
+        ({"deepspeed": '{"zero'}, r"--deepspeed cannot be read \(Unterminated .*; give a file of"),
         ({"fsdp": True, "deepspeed": "zero2"}, "--fsdp and --deepspeed exclude each other"),
         ({"fsdp": True, "fsdp_config": {"fsdp_version": 1}}, "only FSDP version 2"),
         ({"fsdp": True, "fsdp_config": "none.json"}, "--fsdp_config none.json cannot be read"),

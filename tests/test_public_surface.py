@@ -61,7 +61,7 @@ FLAGS = {
         "dataset", "qrels", "instructions", "data_format", "split", "metrics", "show", "top_k",
         "samples", "seed", "batch_tokens", "output",
     },
-    "export": MODEL_FLAGS | {
+    "export": MODEL_FLAGS | BAD_ROW_FLAGS | {
         "to", "output", "dataset", "instructions", "data_format", "split", "tolerance", "quantize",
         "max_ndcg_loss", "push_to_hub", "public",
     },

@@ -1,6 +1,6 @@
 """From a corpus to a server: every step a command of rankwright, printed as one would type it.
 
-    python examples/lifecycle/corpus_to_server.py ../shared/data/medquad --output lifecycle
+    python examples/lifecycle/corpus_to_server.py medquad --output lifecycle
 
 DATA is a folder with ``train.jsonl`` and ``dev.jsonl`` (or ``.jsonl.gz``), rows of queries with
 positives and negatives in any layout that Rankwright reads. Only the queries, their positives and

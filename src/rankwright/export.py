@@ -21,7 +21,7 @@ import transformers
 from torch import Tensor, nn
 
 from rankwright import hub
-from rankwright.data.readers import load_examples
+from rankwright.data.readers import BadRows, load_examples
 from rankwright.errors import CheckpointError, ConfigError
 from rankwright.evaluation import evaluate_scores
 from rankwright.models import card, checkpoint
@@ -70,6 +70,7 @@ class Options:
             tools know the model's alone, and NDCG@10 is measured with them.
         data_format: their layout.
         split: which of their files.
+        bad_rows: what is done about those that cannot be read.
         name: what the model card calls the result; default the folder's name.
     """
 
@@ -81,6 +82,7 @@ class Options:
     instructions: list[str] = field(default_factory=list)
     data_format: str | None = None
     split: str | None = None
+    bad_rows: BadRows = field(default_factory=BadRows)
     name: str | None = None
 
 
@@ -373,6 +375,7 @@ def _examples(options: Options, use_hf: bool) -> tuple[list[Example], dict[str, 
         split=options.split,
         use_hf=use_hf,
         purpose="eval",
+        bad_rows=options.bad_rows,
     )
     return list(data.examples), dict(data.report.dropped)
 

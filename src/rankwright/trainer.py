@@ -1493,7 +1493,8 @@ def _check_sharding(values: dict[str, Any]) -> None:
     """Read ``--fsdp`` and refuse what is not supported.
 
     Raises:
-        ConfigError: ZeRO-3, FSDP 1, an unknown word, or DeepSpeed that is not installed.
+        ConfigError: ZeRO-3, FSDP 1, an unknown word, a file that is no JSON, or DeepSpeed that is
+            not installed.
     """
     word = str(values.pop("fsdp", "none")).lower()
     config = values.pop("fsdp_config", None)
@@ -1505,10 +1506,9 @@ def _check_sharding(values: dict[str, Any]) -> None:
         if values.get("deepspeed"):
             raise ConfigError("--fsdp and --deepspeed exclude each other; give one")
         values["fsdp"], values["fsdp_config"] = True, _fsdp_config(config)
-    deepspeed = values.get("deepspeed")
-    if isinstance(deepspeed, str) and Path(deepspeed).is_file():
-        deepspeed = json.loads(Path(deepspeed).read_text(encoding="utf-8"))
-    if isinstance(deepspeed, dict) and deepspeed.get("zero_optimization", {}).get("stage") == 3:
+    deepspeed = _json_setting("--deepspeed", values.get("deepspeed"))
+    zero = deepspeed.get("zero_optimization")
+    if isinstance(zero, dict) and zero.get("stage") == 3:
         raise ConfigError(
             "--deepspeed with ZeRO-3 is not supported yet; use --fsdp true, which cuts weights in "
             "the same way, or --deepspeed zero2"
@@ -1517,19 +1517,24 @@ def _check_sharding(values: dict[str, Any]) -> None:
         raise ConfigError("--deepspeed needs deepspeed; pip install 'rankwright[deepspeed]'")
 
 
+def _json_setting(name: str, given: Any) -> dict[str, Any]:
+    """What an argument holds that is a mapping, JSON, a file of JSON, or nothing."""
+    if isinstance(given, dict):
+        return given
+    text, shown = str(given or "{}"), name
+    try:
+        if not text.lstrip().startswith("{"):
+            shown = f"{name} {given}"
+            text = Path(text).read_text(encoding="utf-8")
+        return dict(json.loads(text))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{shown} cannot be read ({error}); give a file of JSON") from error
+
+
 def _fsdp_config(given: Any) -> dict[str, Any]:
     """The settings of FSDP: a mapping, JSON, or a file of JSON."""
-    if not isinstance(given, dict):
-        text = str(given or "{}")
-        try:
-            if not text.lstrip().startswith("{"):
-                text = Path(text).read_text(encoding="utf-8")
-            given = dict(json.loads(text))
-        except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(
-                f"--fsdp_config {given} cannot be read ({error}); give a file of JSON"
-            ) from error
-    config = {str(name).removeprefix("fsdp_"): value for name, value in given.items()}
+    found = _json_setting("--fsdp_config", given)
+    config = {str(name).removeprefix("fsdp_"): value for name, value in found.items()}
     if str(config.get("version", 2)) != "2" or config.get("xla"):
         raise ConfigError("--fsdp_config: only FSDP version 2 is supported; leave out version, xla")
     if config.pop("state_dict_type", "FULL_STATE_DICT") != "FULL_STATE_DICT":

@@ -123,7 +123,7 @@ def main() -> None:
     """Fuzz the target that is named."""
     if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
         sys.exit(f"name a target: {', '.join(TARGETS)}")
-    # 100 MB lines have a test of their own
+    # a warning for each file would be all that is seen
     readers.logger.disabled = True
     target, seeds = TARGETS[sys.argv[1]]
     corpus = FOLDER / "corpus"

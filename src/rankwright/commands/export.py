@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rankwright.commands.common import (
     RowArguments,
+    bad_rows_policy,
     model_arguments,
     own,
     parse,
     report_dropped,
+    report_refused,
 )
 from rankwright.errors import ConfigError
 
@@ -54,9 +57,9 @@ class ExportArguments:
 
 def types() -> list[type]:
     """The command's arguments."""
-    from rankwright.arguments import ModelArguments
+    from rankwright.arguments import BadRowArguments, ModelArguments
 
-    return [ExportArguments, RowArguments, ModelArguments]
+    return [ExportArguments, RowArguments, BadRowArguments, ModelArguments]
 
 
 def run(words: list[str]) -> int:
@@ -86,6 +89,7 @@ def run(words: list[str]) -> int:
     target = None
     if arguments.push_to_hub is not None:
         target = hub.prepare_push(arguments.push_to_hub, private=not arguments.public)
+    bad_rows = bad_rows_policy(given)
     options = Options(
         dtype=given.get("torch_dtype", "auto"),
         quantize=arguments.quantize,
@@ -95,10 +99,13 @@ def run(words: list[str]) -> int:
         instructions=rows.instructions,
         data_format=rows.data_format,
         split=rows.split,
+        bad_rows=bad_rows,
         name=target.name if target else None,
     )
     result = export_model(model.model, arguments.to, arguments.output, options, **load)
     _report(result)
+    # beside the folder: what is in it may be pushed
+    report_refused(bad_rows, Path(arguments.output))
     if target is not None:
         from rankwright.progress import console
 

@@ -95,6 +95,11 @@ def run(words: list[str]) -> int:
         raise ConfigError(
             "give --query with --documents FILE, or --input FILE of {query, documents} lines"
         )
+    if own(RowArguments, given) != RowArguments():
+        raise ConfigError(
+            "--instructions, --data_format and --split are of the rows of --dataset; lines of "
+            "--input have their own instruction, others take --instruction"
+        )
     if options.top_k is not None and options.top_k < 1:
         raise ConfigError(f"--top_k {options.top_k} is less than 1")
     if one and (options.query is None or options.documents is None):

@@ -72,8 +72,9 @@ def run(words: list[str]) -> int:
     found = read_run(folder)
     other = read_run(Path(options.compare_with)) if options.compare_with is not None else None
     if options.dataset:
+        examples = load_rows(options.dataset, given)
         for one in (found, *([other] if other else [])):
-            _rank(one, options, given)
+            _rank(one, examples, options, given)
     advice = write_report(found, output, other)
     for line in advice:
         console.print(line, highlight=False, markup=False)
@@ -81,12 +82,11 @@ def run(words: list[str]) -> int:
     return 0
 
 
-def _rank(found: Any, options: ReportArguments, given: dict[str, Any]) -> None:
+def _rank(found: Any, examples: Any, options: ReportArguments, given: dict[str, Any]) -> None:
     """Rank the rows of ``--dataset`` with the final model."""
     from rankwright.progress import tracked
     from rankwright.report.folder import rank_rows
 
-    examples = load_rows(options.dataset, given)
     reranker = load_reranker({**given, "model": str(found.folder)})
     with tracked(f"ranking with {found.name}", len(examples)) as advance:
         lists = reranker.score_examples(examples, advance)

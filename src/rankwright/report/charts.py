@@ -19,18 +19,15 @@ from rankwright.calibration import figures, reliability, sigmoid
 from rankwright.comparison import Comparison
 from rankwright.errors import ConfigError
 from rankwright.metrics import FloatArray
-from rankwright.report.findings import (
-    BINS,
-    Findings,
-    Scores,
-    series,
-)
+from rankwright.report.findings import Findings, Scores, series
 from rankwright.report.folder import Run
 
 Cell = str | int | float
 BEFORE, AFTER, CALIBRATED = "before", "after", "calibrated"
 # queries of a chart that has a bar for each; of more, evenly chosen ones are drawn
 BARS = 300
+# bins of a metric's distribution over queries
+BINS = 10
 SCORE_BINS = 40
 MIDDLES = [(b + 0.5) / BINS for b in range(BINS)]
 

@@ -20,7 +20,6 @@ from rankwright.records import Record
 from rankwright.report.folder import Run, paired
 from rankwright.types import ScoredList
 
-BINS = 10
 # a probability beyond these is as good as certain
 NEAR_ONE, NEAR_ZERO = 0.99, 0.01
 

@@ -136,6 +136,10 @@ def test_missing_dataset(model: str, capsys: pytest.CaptureFixture[str]) -> None
         (["--query", "q"], "--query and --documents belong together; give both"),
         ([], "give --query with --documents FILE, or --input FILE of"),
         (["--query", "q", "--documents", "d", "--input", "i"], "give --query with --documents"),
+        (
+            ["--input", "i", "--split", "test"],
+            "--instructions, --data_format and --split are of the",
+        ),
         (["--query", "q", "--documents", "d", "--top_k", "0"], "--top_k 0 is less than 1"),
         (["--query", "q", "--documents", "d", "--top_k", "x"], "argument --top_k/--top-k: invalid"),
         (["--query", "q", "--documents", "gone.txt"], "--documents gone.txt: No such file"),

@@ -170,6 +170,29 @@ def test_blocks_of_long_segments_on_the_cpu(
     assert blocked == (window is not None or parents is SHARED)
 
 
+def test_a_window_wider_than_long_documents_on_the_cpu() -> None:
+    """Documents of more than a window's block behind a prompt, all of it within the window.
+
+    The window hides nothing, so the outcome is that without one.
+    """
+    packing = Packing((20, 300, 600), (-1, 0, 0))
+    torch.manual_seed(0)
+    inputs = tuple(
+        torch.randn(1, heads, 920, 8, dtype=torch.float64).requires_grad_() for heads in (4, 2, 2)
+    )
+    found, expected = (
+        outcome(
+            lambda q, k, v, call=Call(packing, True, window, None, 0.0): attention_cpu.attend(
+                q, k, v, call
+            ),
+            inputs,
+        )
+        for window in (1024, None)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 def test_parts_of_a_window_on_the_cpu() -> None:
     """300 tokens, each sees 64 to either side: three blocks of 100.
 

@@ -90,13 +90,12 @@ def make_parts(packing: Packing, causal: bool, window: int | None) -> list[Part]
 
 
 @lru_cache(maxsize=8)
-def _band(causal: bool, window: int | None, width: int, dtype: torch.dtype) -> Tensor:
+def _band(causal: bool, window: int | None, rows: int, width: int, dtype: torch.dtype) -> Tensor:
     """What is added to the products: 0 where a query may look, else minus infinity.
 
     Row ``i`` and column ``x`` are at a distance of ``i - x + width``, so a mask for queries that
     stand ``ahead`` keys behind their first key begins at column ``width - ahead``.
     """
-    rows = CAUSAL_BLOCK if window is None else WINDOW_BLOCK
     behind = 0 if causal or window is None else window - 1
     distance = torch.arange(rows)[:, None] - torch.arange(width + rows + behind)[None] + width
     hidden = torch.zeros_like(distance, dtype=torch.bool)
@@ -111,9 +110,12 @@ def _mask(part: Part, keys: int, call: Call, dtype: torch.dtype) -> Tensor | Non
     if part.ahead is None:
         return None
     width = -(-max(1, part.ahead) // MASK_STEP) * MASK_STEP
-    band = _band(call.causal, call.window, width, dtype)
+    queries = part.queries.stop - part.queries.start
+    # a segment that a window holds as a whole is cut as if there were none
+    rows = WINDOW_BLOCK if call.window is not None and queries <= WINDOW_BLOCK else CAUSAL_BLOCK
+    band = _band(call.causal, call.window, rows, width, dtype)
     first = width - part.ahead
-    return band[: part.queries.stop - part.queries.start, first : first + keys]
+    return band[:queries, first : first + keys]
 
 
 def _take(tensor: Tensor, places: tuple[slice, ...], heads: int) -> Tensor:

@@ -110,6 +110,15 @@ def test_lengths_are_those_of_the_pairs(tmp_path: Path, name: str) -> None:
     assert lengths.counts.sum() == len(by_hand)
 
 
+def test_lengths_of_a_run_that_goes_on_with_a_lower_limit() -> None:
+    """Those above 4 are counted at the limit, as `add` does: 1 + 2 + 3."""
+    lengths = Lengths(4)
+    lengths.take_up([0, 5, 0, 0, 1, 2, 3])
+    lengths.take_up([0, 1])
+    lengths.take_up([])
+    assert lengths.counts.tolist() == [0, 6, 0, 0, 6]
+
+
 def test_summary_of_lengths() -> None:
     """Lengths 2, 2, 3, 9 by hand: mean 4, half are at most 2, the greatest is the limit."""
     counts = np.bincount([2, 2, 3, 9], minlength=10)

@@ -385,6 +385,9 @@ def progress(processes: int, batch: int, accumulation: int, **given: Any) -> Pro
         # where it must be the batch, or must not
         ((1, 4, 2), (2, 4, 2), {"drop_last": True}, (2, 2)),
         ((2, 4, 1), (1, 4, 1), {"drop_last": True}, None),
+        # of 3 batches one process takes all in two steps, two processes would leave the last out
+        ((1, 4, 2), (2, 4, 1), {"drop_last": True}, None),
+        ((1, 4, 2), (2, 2, 2), {"drop_last": True}, {}),
         ((1, 4, 2), (2, 4, 2), {"borrows": True}, (4, 1)),
         ((1, 4, 1), (2, 4, 1), {"borrows": True}, None),
         ((1, 4, 2), (2, 2, 2), {"borrows": True}, None),
@@ -424,6 +427,13 @@ def test_a_resume_with_other_batches_is_refused(tmp_path: Path) -> None:
         ),
     ):
         assert told in go(tmp_path, "cut", resume=True, **given)
+
+
+def test_a_resume_with_another_loss_is_refused(tmp_path: Path) -> None:
+    """Sums of two parts stand in the checkpoint."""
+    assert "step 2 of" in go(tmp_path, "cut", at=2)
+    told = go(tmp_path, "cut", resume=True, loss_type="listwise")
+    assert told.startswith("--resume: the run's loss has 2 parts, --loss_type listwise has 1; give")
 
 
 if __name__ == "__main__":

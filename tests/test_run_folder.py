@@ -217,6 +217,37 @@ def test_the_best_checkpoint_vanishes(tmp_path: Path, caplog: pytest.LogCaptureF
     assert found.after.metrics == expected.after.metrics
 
 
+@pytest.mark.parametrize("how", ["moved", "named by its whole path"])
+def test_the_best_checkpoint_under_another_path(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on finds it where it lies: it is kept, and is the final model.
+
+    The best is the one of the greatest loss here, so that it is the first.
+    """
+    monkeypatch.chdir(tmp_path)
+    given: dict[str, Any] = {
+        "eval_steps": 1,
+        "metric_for_best_model": "loss",
+        "greater_is_better": True,
+        "learning_rate": 1e-3,
+    }
+    base, output = tmp_path / "base", Path("out")
+    train_on(arguments(base, output, save_total_limit=None, **given), ROWS, ROWS[:4])
+    output = output.rename("moved") if how == "moved" else output.absolute()
+    resumed = arguments(base, output, save_total_limit=1, **given)
+    train_on(resumed, ROWS, ROWS[:4], resume_from=str(output / "checkpoint-2"))
+    state = json.loads((output / run_folder.STATE_FILE).read_text())
+    assert state["best_global_step"] == 1
+    assert Path(state["best_model_checkpoint"]) == output / "checkpoint-1"
+    assert {path.name for path in run_folder.checkpoints(output)} == {
+        "checkpoint-1",
+        "checkpoint-3",
+    }
+    assert weights(output) == weights(output / "checkpoint-1")
+    assert weights(output) != weights(output / "checkpoint-3")
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Told before the first step, not by the first checkpoint."""
 

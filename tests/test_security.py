@@ -159,6 +159,8 @@ def test_a_pickled_adapter_is_refused(tmp_path: Path) -> None:
     checkpoint.load(folder)
     (folder / "adapter_model.safetensors").unlink()
     hostile_pickle(folder / "adapter_model.bin", marker)
+    # another name than the one that peft looks for changes nothing
+    save_file(weights, folder / "other.safetensors")
     with pytest.raises(ConfigError) as caught:
         checkpoint.load(folder)
     assert not marker.exists()

@@ -113,6 +113,16 @@ def test_a_stopped_run_goes_on(
         assert path.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
 
 
+def test_parts_of_another_file_stay(reranker: Reranker, tmp_path: Path) -> None:
+    """One whose name begins with this one's, and that may be written at this time."""
+    theirs = [".out.jsonl.part", ".out.jsonl.0-of-2.key"]
+    ours = [".out.part", ".out.1-of-3.part", ".out.1-of-3.key"]
+    for name in (*theirs, *ours):
+        (tmp_path / name).touch()
+    write(reranker, tmp_path / "out", 1)
+    assert hidden(tmp_path) == sorted(theirs)
+
+
 def test_parts_that_are_not_there(reranker: Reranker, tmp_path: Path) -> None:
     """Another file system, or other rows, on another machine."""
     path = tmp_path / "out.jsonl"

@@ -143,17 +143,18 @@ def resolve_model(
     return folder
 
 
-def refuse_pickles(folder: Path, conversion: str) -> None:
+def refuse_pickles(folder: Path, conversion: str, weights: str = "*.safetensors") -> None:
     """Refuse a folder whose weights are pickled; reading them would run what they say.
 
     Args:
         folder: of a model or an adapter.
         conversion: what turns them into safetensors, once, where they are trusted.
+        weights: pattern of the names that are read in place of pickles where they are there.
 
     Raises:
         ConfigError: it holds pickles and no safetensors.
     """
-    if any(folder.glob("*.safetensors")):
+    if any(folder.glob(weights)):
         return
     pickled = sorted(path.name for path in folder.iterdir() if path.name.endswith(_PICKLED))
     if pickled:

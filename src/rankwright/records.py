@@ -169,6 +169,12 @@ class Lengths:
         limit = len(self.counts) - 1
         self.counts += np.bincount(np.minimum(found_P, limit), minlength=limit + 1)
 
+    def take_up(self, counts: Sequence[int]) -> None:
+        """Add what was counted before, perhaps with another greatest length."""
+        limit = len(self.counts) - 1
+        places = np.minimum(np.arange(len(counts)), limit)
+        np.add.at(self.counts, places, np.asarray(counts, np.int64))
+
 
 def length_summary(counts: npt.NDArray[np.int64]) -> dict[str, Any] | None:
     """Bins of the counted lengths, with mean, median, 95th percentile and maximum; None for none.

@@ -112,8 +112,14 @@ def keep_steps(
     def size(of: Progress) -> int:
         return of.processes * of.batch * of.accumulation
 
+    # the last batches of an epoch are left out by the step of all processes, so that must stay
+    exact = drop_last and now.batch_tokens is None
     if before.batch_tokens == now.batch_tokens:
-        if size(before) == size(now) and (not borrows or before.batch == now.batch):
+        if (
+            size(before) == size(now)
+            and (not borrows or before.batch == now.batch)
+            and (not exact or before.accumulation == now.accumulation)
+        ):
             return {}
         each, rest = divmod(size(before), now.processes)
         # no batch larger than it was, which the memory may not hold
@@ -123,7 +129,7 @@ def keep_steps(
             if not rest
             and each % batch == 0
             and (not borrows or batch == before.batch)
-            and (not drop_last or each // batch == before.accumulation)
+            and (not exact or each // batch == before.accumulation)
         ]
         if fitting and before.asked == now.asked and before.processes != now.processes:
             found = {"gradient_accumulation_steps": each // fitting[0]}

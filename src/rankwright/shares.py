@@ -9,6 +9,7 @@ before; the first process puts the lines together.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -204,9 +205,10 @@ def _put_together(path: Path, processes: Processes, sizes: Sequence[int]) -> Non
     else:
         whole = parts[0]
     os.replace(whole, path)
+    # those of a run on another number of processes, too; not those of a file whose name begins so
+    ours = re.compile(rf"\.{re.escape(path.name)}(\.[0-9]+-of-[0-9]+)?\.(part|key)")
     with suppress(OSError):
         for left in path.parent.iterdir():
-            # those of a run on another number of processes, too
-            if left.name.startswith(f".{path.name}.") and left.suffix in (".part", ".key"):
+            if ours.fullmatch(left.name):
                 left.unlink()
     sync_names(path.parent)

@@ -339,7 +339,18 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         self.left_out_before = before.left_out_before
         if self.is_world_process_zero():
             self.truncated |= before.truncated
-            self.lengths.counts[: len(before.lengths)] += np.array(before.lengths, np.int64)
+            self.lengths.take_up(before.lengths)
+        self._find_best()
+
+    def _find_best(self) -> None:
+        """Name the best checkpoint where it lies now: the run may be under another path."""
+        state = self.state
+        if not state.best_global_step:
+            return
+        here, named = self._checkpoint_folder(state.best_global_step), state.best_model_checkpoint
+        # the base class forgets one that is not where it was
+        if here.is_dir() and (named is None or Path(named).resolve() == here.resolve()):
+            state.best_model_checkpoint = str(here)
 
     def progress(self) -> Progress:
         """What a checkpoint is to know beside the base class's state; on every process."""
@@ -961,6 +972,13 @@ def train_on(
     progress = now = _step_sizes(arguments, args)
     if resume_from is not None:
         progress = run_folder.read_progress(Path(resume_from))
+        parts = len(objective.parts)
+        if len(progress.parts_since) not in (0, parts):
+            raise ConfigError(
+                f"--resume: the run's loss has {len(progress.parts_since)} parts, --loss_type "
+                f"{arguments.loss.loss_type} has {parts}; give the same, or begin a new run from "
+                "the checkpoint with --model"
+            )
         changed = run_folder.keep_steps(
             progress,
             now,

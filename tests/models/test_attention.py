@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -181,13 +182,8 @@ def test_a_window_wider_than_long_documents_on_the_cpu() -> None:
         torch.randn(1, heads, 920, 8, dtype=torch.float64).requires_grad_() for heads in (4, 2, 2)
     )
     found, expected = (
-        outcome(
-            lambda q, k, v, call=Call(packing, True, window, None, 0.0): attention_cpu.attend(
-                q, k, v, call
-            ),
-            inputs,
-        )
-        for window in (1024, None)
+        outcome(partial(attention_cpu.attend, call=call), inputs)
+        for call in (Call(packing, True, window, None, 0.0) for window in (1024, None))
     )
     for one, other in zip(found, expected, strict=True):
         assert_close(one, other, rtol=1e-12, atol=1e-12)

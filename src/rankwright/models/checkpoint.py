@@ -382,6 +382,8 @@ def _refuse_pickles(base: Path, adapter: Path | None, kind: str) -> None:
             adapter,
             f"safetensors.torch.save_file(torch.load({file + '.bin'!r}, weights_only=True), "
             f"{file + '.safetensors'!r})",
+            # peft reads the pickle beside any other name
+            "adapter_model.safetensors",
         )
 
 

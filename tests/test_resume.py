@@ -417,6 +417,24 @@ def test_steps_are_kept_on_other_numbers_of_processes(
         assert found == expected
 
 
+def test_a_second_resume_on_other_numbers_of_processes() -> None:
+    """The same command once more: what the first one replaced stays, though it says otherwise.
+
+    On one process it was 4 x 2, so on two it became 4 x 1; back on one it is 4 x 2 again.
+    """
+    before = Progress(2, 4, None, 1, asked=[4, 2])
+    options = {"drop_last": False, "borrows": False}
+    assert keep_steps(before, progress(2, 4, 2), **options) == {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+    }
+    assert keep_steps(before, progress(1, 4, 2), **options) == {}
+    tokens = Progress(2, 1, 300, 1, asked=[1, 2])
+    assert keep_steps(tokens, Progress(2, 1, 300, 2, asked=[1, 2]), **options) == {
+        "gradient_accumulation_steps": 1
+    }
+
+
 def test_a_resume_with_other_batches_is_refused(tmp_path: Path) -> None:
     assert "step 2 of" in go(tmp_path, "cut", at=2)
     for given, told in (

@@ -131,12 +131,15 @@ def keep_steps(
             and (not borrows or batch == before.batch)
             and (not exact or each // batch == before.accumulation)
         ]
-        if fitting and before.asked == now.asked and before.processes != now.processes:
+        # on as many processes the same command says other steps where a resume has replaced some
+        if fitting and before.asked == now.asked:
             found = {"gradient_accumulation_steps": each // fitting[0]}
             if now.batch_tokens is None:
                 found["per_device_train_batch_size"] = fitting[0]
+            others = before.processes != now.processes
             console.print(
-                f"resumed on {now.processes} processes in place of {before.processes}: "
+                f"resumed on {now.processes} processes"
+                f"{f' in place of {before.processes}' if others else ', as before'}: "
                 + " ".join(f"--{name} {value}" for name, value in found.items())
                 + " keeps the steps as they were"
             )

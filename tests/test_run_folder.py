@@ -278,6 +278,18 @@ def test_a_run_that_came_to_no_checkpoint_is_replaced(tmp_path: Path) -> None:
         run_folder.prepare(tmp_path, arguments(tmp_path / "base", tmp_path, overwrite=True))
 
 
+def test_refused_rows_alone_are_no_run(tmp_path: Path) -> None:
+    """They are written before the first step: a command that was stopped there begins again."""
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / run_folder.REFUSED_FILE).write_text("{}\n")
+    given = arguments(tmp_path / "base", output)
+    assert run_folder.prepare(output, given) is None
+    (output / "thesis").mkdir()
+    with pytest.raises(ConfigError, match="out is not empty; choose another"):
+        run_folder.prepare(output, given)
+
+
 @pytest.mark.parametrize("damaged", ["cut", "lost", "no marker", "broken marker"])
 def test_a_damaged_checkpoint_is_skipped(
     tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture

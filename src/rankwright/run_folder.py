@@ -242,7 +242,8 @@ def prepare(output: Path, arguments: TrainArguments) -> str | None:
             raise ConfigError(f"--output_dir {output}{where} is a file; name a folder")
     if arguments.run.resume or str(named).lower() == "true":
         return str(last_whole(output))
-    if not (output.is_dir() and any(output.iterdir())):
+    # refused rows alone are those of a run that was stopped before its first step
+    if not (output.is_dir() and any(path.name != REFUSED_FILE for path in output.iterdir())):
         return None
     if not arguments.run.overwrite:
         raise ConfigError(

@@ -212,6 +212,24 @@ def test_triplets_with_several_negatives(tmp_path: Path) -> None:
     assert not data.report.ignored
 
 
+def test_a_column_numbered_beyond_what_is_read(tmp_path: Path) -> None:
+    """Python refuses to read 5000 digits as a number: it is a column that no layout reads."""
+    name = "negative_" + "1" * 5000
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"anchor": "q", "positive": "a", "negative": "b", name: "c"}))
+    data = load_examples(path)
+    assert data.examples[0].documents == ["a", "b"]
+    assert data.report.ignored == Counter({name: 1})
+
+
+def test_a_row_of_many_columns(tmp_path: Path) -> None:
+    """Each is looked at once, whatever the others are: minutes if not."""
+    columns = {f"column {i}": 1 for i in range(100_000)}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"query": "q", "positive": "a", "negative": "b", **columns}))
+    assert load_examples(path).report.ignored == Counter(columns)
+
+
 def test_a_row_of_query_positive_negative_is_a_triplet_only_when_named(tmp_path: Path) -> None:
     path = write(
         tmp_path / "f.jsonl",

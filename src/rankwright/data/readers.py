@@ -624,7 +624,8 @@ def _read_pairs(row: Row) -> Example:
     )
 
 
-_NUMBERED_NEGATIVE = re.compile(r"negative_[0-9]+")
+# Python refuses to read a number of thousands of digits
+_NUMBERED_NEGATIVE = re.compile(r"negative_[0-9]{1,9}")
 
 
 def _read_triplets(row: Row) -> Example:
@@ -1353,19 +1354,25 @@ def _read_row(row: Row, reader: Reader, first: Row, named: bool) -> Example:
     return example
 
 
-def _is_read(column: str, reader: Reader, row: Row, report: LoadReport) -> bool:
-    """Whether a layout reads a column; a near miss of one that it does is a warning."""
+def _are_read(
+    columns: Sequence[str], reader: Reader, row: Row, report: LoadReport
+) -> dict[str, bool]:
+    """Whether a layout reads each column; a near miss of one that it does is a warning."""
     known = reader.optional.union(*reader.columns, *reader.also)
-    if column in known or (reader.name == "triplets" and _NUMBERED_NEGATIVE.fullmatch(column)):
-        return True
-    near = difflib.get_close_matches(column, sorted(known - set(row.columns)), 1, cutoff=0.85)
-    if near:
-        _warn(
-            report,
-            f"{row.place}: the column {_cut(column)} is not read by the layout {reader.name!r}; if "
-            f"{near[0]!r} is meant, rename it",
-        )
-    return False
+    missing = sorted(known.difference(row.columns))
+    found: dict[str, bool] = {}
+    for column in columns:
+        numbered = reader.name == "triplets" and _NUMBERED_NEGATIVE.fullmatch(column)
+        found[column] = column in known or bool(numbered)
+        if found[column]:
+            continue
+        if near := difflib.get_close_matches(column, missing, 1, cutoff=0.85):
+            _warn(
+                report,
+                f"{row.place}: the column {_cut(column)} is not read by the layout "
+                f"{reader.name!r}; if {near[0]!r} is meant, rename it",
+            )
+    return found
 
 
 def _warn(report: LoadReport, message: str) -> None:
@@ -1430,9 +1437,9 @@ def _read_rows_of(
             read += 1
             example.source = row.place
             report.rows += 1
+            if new := [column for column in row.values if column not in seen]:
+                seen.update(_are_read(new, reader, row, report))
             for column in row.values:
-                if column not in seen:
-                    seen[column] = _is_read(column, reader, row, report)
                 if not seen[column]:
                     report.ignored[column] += 1
             yield example, row

@@ -261,6 +261,10 @@ def test_fsdp_in_half_precision(cases: dict[str, dict[str, Any]], many: Any, cas
         ),
         ({"deepspeed": '{"zero'}, r"--deepspeed cannot be read \(Unterminated .*; give a file of"),
         ({"fsdp": True, "deepspeed": "zero2"}, "--fsdp and --deepspeed exclude each other"),
+        (
+            {"fsdp": True, "tuner_type": "lora", "quant_bits": 4},
+            "--fsdp and --quant_bits exclude each other",
+        ),
         ({"fsdp": True, "fsdp_config": {"fsdp_version": 1}}, "only FSDP version 2"),
         ({"fsdp": True, "fsdp_config": "none.json"}, "--fsdp_config none.json cannot be read"),
     ],

@@ -1464,6 +1464,11 @@ def _training_arguments(
             f"--on_nan skip and {name} exclude each other: it takes its step within the backward "
             "pass, so no step can be left out; use --on_nan stop"
         )
+    if args.fsdp and arguments.tuner.quant_bits:
+        raise ConfigError(
+            "--fsdp and --quant_bits exclude each other: weights in four bits are not cut over "
+            "processes; leave one of the two out"
+        )
     if args.fsdp and args.world_size == 1:
         raise ConfigError(
             "--fsdp cuts the weights over processes; start with torchrun --nproc_per_node N -m "

@@ -947,7 +947,8 @@ def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
             "--calibrate needs validation rows; give --val_dataset or --split_dataset_ratio"
         )
     _choice("on_nan", arguments.run.on_nan, ["stop", "skip"])
-    if "max_nan_steps" in given and arguments.run.on_nan == "stop":
+    # its default stands in the settings that a run saved
+    if arguments.run.max_nan_steps != RunArguments.max_nan_steps and arguments.run.on_nan == "stop":
         raise ConfigError("--max_nan_steps needs --on_nan skip; add it, or leave this out")
     _check_loss(arguments)
     for name, value, least in (

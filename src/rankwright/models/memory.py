@@ -216,10 +216,10 @@ def activation_bytes(
     """Estimate what autograd keeps from the forward to the backward.
 
     For each token and layer, in values: each of two norms its input (RMSNorm also the normalised
-    value); the inputs of the linear layers that read it; queries, keys, values, the attention's
-    output and its copy in row order; norms of heads their input and result; the feed-forward
-    layer's values between its linear layers (two, or four where it is gated). The attention matrix
-    is not kept, and of the vocabulary nothing is computed.
+    value); the inputs of the linear layers that read it; queries, keys, values and the attention's
+    output, which the back end ``sdpa`` copies once more; norms of heads their input and result; the
+    feed-forward layer's values between its linear layers (two, or four where it is gated). The
+    attention matrix is not kept, and of the vocabulary nothing is computed.
 
     Under autocast the norms stay in fp32, the rest is bf16, and each linear layer keeps its own
     cast of its input. With checkpointing: the fp32 input of each layer, and one layer's values
@@ -236,7 +236,7 @@ def activation_bytes(
         checkpointing: gradient checkpointing.
     """
     norms = (4 if shape.split_norm else 2) * shape.hidden
-    attention = 3 * shape.query + 2 * shape.key
+    attention = 2 * shape.query + 2 * shape.key
     inner = (4 if shape.gated else 2) * shape.feed_forward
     heads = shape.query + shape.key if shape.head_norm else 0
     if mixed:

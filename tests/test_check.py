@@ -185,22 +185,22 @@ def test_requirements_are_the_formulas() -> None:
 def test_activation_bytes_by_hand() -> None:
     """H = 2, A = 4, K = 1, I = 3, two layers, gated, RMSNorm, norms of heads.
 
-    fp32: norms 4 H = 8, inputs 2 H = 4, attention 3 A + 2 K = 14, heads 2 (A + K) = 10, inner
-    4 I = 12: 48 values, 192 bytes. Autocast: 4 * 8 + 2 * (5 H + 14 + 12) + 6 * 5 = 134.
+    fp32: norms 4 H = 8, inputs 2 H = 4, attention 2 A + 2 K = 10, heads 2 (A + K) = 10, inner
+    4 I = 12: 44 values, 176 bytes. Autocast: 4 * 8 + 2 * (5 H + 10 + 12) + 6 * 5 = 126.
     Checkpointing: 4 bytes of H in each of 2 layers = 16, and one layer.
     """
     shape = LayerShape(2, 2, 4, 1, 3, gated=True, split_norm=True, head_norm=True)
-    assert activation_bytes(shape, 10) == 10 * 2 * 192
-    assert activation_bytes(shape, 10, mixed=True) == 10 * 2 * 134
-    assert activation_bytes(shape, 10, checkpointing=True) == 10 * (16 + 192)
-    assert activation_bytes(shape, 10, mixed=True, checkpointing=True) == 10 * (16 + 134)
+    assert activation_bytes(shape, 10) == 10 * 2 * 176
+    assert activation_bytes(shape, 10, mixed=True) == 10 * 2 * 126
+    assert activation_bytes(shape, 10, checkpointing=True) == 10 * (16 + 176)
+    assert activation_bytes(shape, 10, mixed=True, checkpointing=True) == 10 * (16 + 126)
 
 
 def test_activation_bytes_of_a_plain_layer_by_hand() -> None:
-    """H = A = K = 2, I = 8: 2 H + 2 H + 5 H + 2 I = 34 values; 4 * 4 + 2 * (8 + 10 + 16) = 84."""
+    """H = A = K = 2, I = 8: 2 H + 2 H + 4 H + 2 I = 32 values; 4 * 4 + 2 * (8 + 8 + 16) = 80."""
     shape = LayerShape(3, 2, 2, 2, 8, gated=False, split_norm=False, head_norm=False)
-    assert activation_bytes(shape, 1) == 3 * 4 * 34
-    assert activation_bytes(shape, 1, mixed=True) == 3 * 84
+    assert activation_bytes(shape, 1) == 3 * 4 * 32
+    assert activation_bytes(shape, 1, mixed=True) == 3 * 80
 
 
 def _kept_bytes(name: str, layers: int, mixed: bool) -> int:

@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
-# side by side on two cores; make test PYTEST_ARGS=--slow adds the long ones
-PYTEST_ARGS ?= -n 2
+# side by side on two cores, one more than these since many wait for processes; PYTEST_ARGS=--slow
+# adds the long ones
+PYTEST_ARGS ?= -n 3 --dist loadgroup
 
 .PHONY: quickstart test setup lint format docs audit clean
 

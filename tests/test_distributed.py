@@ -26,6 +26,9 @@ from rankwright.types import ScoredList
 from tests import ranks, tiny
 from tests.test_trainer import write_rows
 
+# what its tests share is made once, by one worker
+pytestmark = pytest.mark.xdist_group("distributed")
+
 # every loss at once: each is averaged over its own terms, and a wrong one shows in the weights
 EVERY = "+".join(name for name in LOSSES if name != "listwise_generative")
 # steps of 4 groups: an epoch of 17 ends with a single one, so other processes have none

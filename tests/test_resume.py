@@ -31,6 +31,9 @@ from tests import tiny
 from tests.test_guards import log_of, spoil
 from tests.test_trainer import assert_same_weights
 
+# what its tests share is made once, by one worker
+pytestmark = pytest.mark.xdist_group("resume")
+
 # 22 rows in steps of 8: three steps an epoch, the last one of 6
 ROWS = tiny.examples(22, documents=5)
 VAL = tiny.examples(7, documents=5, seed=1)

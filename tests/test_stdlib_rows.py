@@ -33,6 +33,9 @@ from rankwright.stdlib_rows import (
     write_rows,
 )
 
+# what its tests share is made once, by one worker
+pytestmark = pytest.mark.xdist_group("stdlib_rows")
+
 SOURCE = textwrap.dedent(
     '''
     """The text of a module is nobody's row."""

@@ -93,6 +93,7 @@ def train(base: Path, examples: Any, out: Path, **given: Any) -> list[float]:
     return losses
 
 
+@pytest.mark.slow
 def test_modernbert_base_trains_a_step(tmp_path: Path, shared: Path) -> None:
     """149 M parameters, 22 layers, windows of 128: gte-reranker-modernbert-base's shape."""
     folder = shared / "tokenizers" / "modernbert"

@@ -14,6 +14,9 @@ from rankwright.report.folder import read_run
 from rankwright.report.page import write_report
 from tests.report.runs import calibrate, constant, hostile_rows, make_run
 
+# what its tests share is made once, by one worker
+pytestmark = pytest.mark.xdist_group("report_browser")
+
 pytest.importorskip("plotly", reason="extra report")
 
 FIRST_BAR = "#chart-distribution-0 .trace.bars .point path"

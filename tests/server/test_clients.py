@@ -21,6 +21,9 @@ from rankwright.templates import Passages
 from tests import tiny
 from tests.processes import ServerProcess, serve
 
+# what its tests share is made once, by one worker
+pytestmark = pytest.mark.xdist_group("clients")
+
 cohere = pytest.importorskip("cohere", reason="extra dev")
 
 KEY = "a-key-of-the-clients"

@@ -402,7 +402,13 @@ def test_from_python_and_from_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("given", [{}, {"batch_tokens": 300}], ids=["queries", "tokens"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param({}, id="queries"),
+        pytest.param({"batch_tokens": 300}, id="tokens", marks=pytest.mark.slow),
+    ],
+)
 def test_where_rows_and_tokens_come_from_changes_nothing(
     tmp_path: Path, given: dict[str, Any]
 ) -> None:

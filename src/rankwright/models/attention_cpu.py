@@ -49,12 +49,14 @@ class Part:
         ahead: keys in front of the one that stands at the first query's position; None where
             ``causal`` or nothing at all is the mask.
         causal: the kernel's own causal mask fits: the first query stands at the first key.
+        block: most queries of a part that is cut like this one, so the rows of its mask.
     """
 
     queries: slice
     keys: tuple[slice, ...]
     ahead: int | None
     causal: bool
+    block: int = 0
 
 
 def make_parts(packing: Packing, causal: bool, window: int | None) -> list[Part]:
@@ -71,6 +73,7 @@ def make_parts(packing: Packing, causal: bool, window: int | None) -> list[Part]
             whole = slice(start, start + length)
             parts.append(Part(whole, (whole,), None, causal))
             continue
+        # a segment that a window holds as a whole is cut as if there were none
         block = CAUSAL_BLOCK if sees_all else WINDOW_BLOCK
         count = -(-length // block)
         for number in range(count):
@@ -85,7 +88,7 @@ def make_parts(packing: Packing, causal: bool, window: int | None) -> list[Part]
             if low < prefix:
                 keys.insert(0, slice(starts[parent] + low, starts[parent] + prefix))
             queries = slice(start + first, start + last)
-            parts.append(Part(queries, tuple(keys), prefix + first - low, False))
+            parts.append(Part(queries, tuple(keys), prefix + first - low, False, block))
     return parts
 
 
@@ -110,12 +113,9 @@ def _mask(part: Part, keys: int, call: Call, dtype: torch.dtype) -> Tensor | Non
     if part.ahead is None:
         return None
     width = -(-max(1, part.ahead) // MASK_STEP) * MASK_STEP
-    queries = part.queries.stop - part.queries.start
-    # a segment that a window holds as a whole is cut as if there were none
-    rows = WINDOW_BLOCK if call.window is not None and queries <= WINDOW_BLOCK else CAUSAL_BLOCK
-    band = _band(call.causal, call.window, rows, width, dtype)
+    band = _band(call.causal, call.window, part.block, width, dtype)
     first = width - part.ahead
-    return band[:queries, first : first + keys]
+    return band[: part.queries.stop - part.queries.start, first : first + keys]
 
 
 def _take(tensor: Tensor, places: tuple[slice, ...], heads: int) -> Tensor:

@@ -1,10 +1,12 @@
 """Does a training that is killed again and again end as one that nobody touched?
 
-The same command trains a small model twice: once in peace, and once killed about every
-``--kill_every`` seconds and started again with ``--resume``, for ``--minutes``, and then left
-alone. The kills take turns: SIGKILL at any time, SIGKILL in the middle of a checkpoint's writing,
-SIGKILL while the run is starting, SIGTERM and SIGINT; of several processes they reach one at
-random, and what is left of the others is ended as a launcher would.
+The same command trains a small model twice, side by side: once in peace, and once killed about
+every ``--kill_every`` seconds and started again with ``--resume``, for ``--minutes``, and then left
+alone. Both take as many steps as fill about that time on a machine with a core for each process;
+``--steps`` sets another number, for a machine that has other work. The kills take turns: SIGKILL
+at any time, SIGKILL in the middle of a checkpoint's writing, SIGKILL while the run is starting,
+SIGTERM and SIGINT; of several processes they reach one at random, and what is left of the others is
+ended as a launcher would.
 
 After each kill every checkpoint that has its name must be whole, and none may have got lost. What
 may get lost is work: the steps since the last checkpoint, and after SIGTERM or SIGINT not even
@@ -44,6 +46,7 @@ KINDS = ("SIGKILL", "SIGKILL while saving", "SIGTERM", "SIGKILL while starting",
 STEP = re.compile(r"^step (\d+)/")
 # how long a launcher waits before it ends the others, and a signalled process may take to save
 GRACE = 60.0
+PLAIN = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 WORDS = [f"word{number}" for number in range(500)]
 
 
@@ -108,12 +111,11 @@ class Run:
                 "LOCAL_WORLD_SIZE": str(processes),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1",
             }
             self.processes.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "rankwright", "train", *words],
-                    env={**os.environ, **(several if processes > 1 else {}), "HF_HUB_OFFLINE": "1"},
+                    env={**os.environ, **(several if processes > 1 else {}), **PLAIN},
                     stderr=subprocess.PIPE,
                     text=True,
                 )
@@ -264,7 +266,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60, help="how long it is killed")
     parser.add_argument("--kill_every", type=float, default=180, help="seconds, about")
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="of each of the two runs")
+    parser.add_argument("--steps", type=int, help="of both runs (default: what fills the time)")
     parser.add_argument("--seed", type=int, default=0, help="of the kills' times")
     parser.add_argument("--output", type=Path, help="raw results, JSON")
     options = parser.parse_args()
@@ -280,15 +283,19 @@ def main() -> int:
             print("".join(trial.lines), file=sys.stderr)
             return 1
         seconds = json.loads((folder / "trial" / "metrics.json").read_text())["seconds"]
-        steps = max(40, int(options.minutes * 60 / seconds * 40))
+        steps = options.steps or max(40, int(options.minutes * 60 / seconds * 40))
         every = max(1, int(steps * options.kill_every / (options.minutes * 60) / 4))
         given |= {"max_steps": str(steps), "save_steps": str(every), "eval_steps": str(every)}
         print(f"{steps} steps, a checkpoint every {every}", flush=True)
         peace = Run(words_of(given, output_dir=str(folder / "peace")), options.processes)
-        if any(peace.wait(None)):
+        try:
+            tally = disturbed(given, folder / "war", options)
+            codes = peace.wait(None)
+        finally:
+            peace.wait(0)
+        if any(codes):
             print("".join(peace.lines), file=sys.stderr)
             return 1
-        tally = disturbed(given, folder / "war", options)
         unequal = [] if tally.problems else differences(folder / "peace", folder / "war")
     finally:
         shutil.rmtree(folder, ignore_errors=True)

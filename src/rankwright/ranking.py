@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 WINDOW = 4096
 # a CPU scores rows of 4096 tokens a sixth faster than rows of 16384 (docs/log.md)
 BATCH_TOKENS, CPU_BATCH_TOKENS = 16384, 4096
+NEW_HEAD_SEED = 42
 
 Progress = Callable[[int], None]
 
@@ -159,7 +160,10 @@ class Reranker:
             ConfigError: the name or an option does not fit.
             CheckpointError: the folder is incomplete.
         """
-        loaded = checkpoint.load(name, LoadOptions(**options))
+        # a head that is new is random: the same one in every process, and whenever it is loaded
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(NEW_HEAD_SEED)
+            loaded = checkpoint.load(name, LoadOptions(**options))
         if loaded.spec.calibration is not None:
             Calibration.from_dict(loaded.spec.calibration)
         if loaded.new_modules:

@@ -167,8 +167,13 @@ def test_an_adapter_names_its_base_and_a_random_head_is_announced(
     checkpoint.save(loaded, "adapter")
     config = json.loads(Path("adapter/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
-    Reranker.load("base")
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    one, two = (Reranker.load("base").score([("the fox", "a dog")]) for _ in range(2))
     assert "base brings no weights for classifier: they are random" in caplog.text
+    # and the same whenever it is loaded, without touching the caller's random state
+    assert one == two
+    assert torch.equal(torch.get_rng_state(), state)
     caplog.clear()
     Reranker.load("adapter")
     assert not caplog.text

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,20 @@ threading.Thread(target=lambda: (os.read(0, 1), scorer.hold.set()), daemon=True)
 with runner.listen("127.0.0.1", 0) as listener:
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
     runner.run(Service([scorer]), listener)
+"""
+
+
+# a server that gives its clients one second
+HURRIED = """
+import sys
+from rankwright.server import runner
+from rankwright.server.app import Service
+from rankwright.server.gate import Policy
+from tests.server.fakes import WordScorer
+
+with runner.listen("127.0.0.1", 0) as listener:
+    print(f"http://127.0.0.1:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
+    runner.run(Service([WordScorer()], Policy(timeout=1)), listener)
 """
 
 
@@ -181,6 +197,56 @@ def test_a_name_is_printed_as_it_is(
 def test_loopback_is_told_apart(host: str, local: bool) -> None:
     """What is not plainly this machine needs a key, whatever a name server makes of it."""
     assert is_loopback(host) is local
+
+
+def test_clients_that_take_too_long_are_let_go() -> None:
+    """A head that does not begin or end, an answer that nobody reads; an idle one may stay."""
+    with start([sys.executable, "-c", HURRIED], PYTHONPATH=os.pathsep.join(sys.path)) as server:
+        port = httpx.URL(server.url).port
+        body = json.dumps(
+            {"query": "q", "documents": ["1 " + "a" * 6_000_000], "return_documents": True}
+        )
+        head = f"POST /v1/rerank HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n"
+        head += "content-type: application/json\r\n"
+        length = f"content-length: {len(body)}\r\n\r\n"
+        with (
+            httpx.Client() as idle,
+            connected(port, "") as silent,
+            connected(port, head) as endless,
+            connected(port, head + length + body, window=2**17) as unread,
+        ):
+            assert idle.get(f"{server.url}/health").status_code == 200
+            # bytes of the head buy no time
+            with suppress(OSError):
+                for _ in range(8):
+                    time.sleep(0.2)
+                    endless.sendall(b"x")
+            assert rest(endless) == rest(silent) == 0
+            assert 0 < rest(unread) < len(body)
+            (kept,) = idle._transport._pool.connections  # type: ignore[attr-defined]
+            assert idle.get(f"{server.url}/health").status_code == 200
+            assert idle._transport._pool.connections == [kept]  # type: ignore[attr-defined]
+
+
+def rest(client: socket.socket) -> int:
+    """Bytes that still come until the connection ends."""
+    count = 0
+    with suppress(ConnectionResetError):
+        while part := client.recv(2**20):
+            count += len(part)
+    return count
+
+
+@contextmanager
+def connected(port: int | None, text: str, window: int | None = None) -> Iterator[socket.socket]:
+    """A connection that has sent a text, with a receive buffer of a size."""
+    with socket.socket() as client:
+        if window is not None:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+        client.settimeout(20)
+        client.connect(("127.0.0.1", port))
+        client.sendall(text.encode())
+        yield client
 
 
 def test_answers_are_not_held_back() -> None:

@@ -89,7 +89,7 @@ def run(words: list[str]) -> int:
         # before the ranking, which may take hours
         make_folder(options.output)
     examples, runs = _rows(names, options, given)
-    lists_a, lists_b = (_lists(name, examples, runs, options, given) for name in names)
+    lists_a, lists_b = (_lists(name, examples, runs, given) for name in names)
     found = compare(
         lists_a,
         lists_b,
@@ -166,7 +166,6 @@ def _lists(
     name: str,
     examples: Sequence[Example],
     runs: dict[str, dict[str, dict[str, float]]],
-    options: CompareArguments,
     given: dict[str, Any],
 ) -> list[ScoredList]:
     from rankwright.comparison import FIRST_STAGE, first_stage_lists, run_lists
@@ -180,10 +179,6 @@ def _lists(
         return lists
     if name == FIRST_STAGE and not Path(name).exists():
         return first_stage_lists(examples)
-    import torch
-
-    # a base model's new head is random, and the same model is to equal itself
-    torch.manual_seed(options.seed)
     try:
         reranker = load_reranker({**given, "model": name})
     except ConfigError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import logging
 import os
@@ -11,7 +12,9 @@ import socket
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rankwright.errors import ConfigError
 from rankwright.server.app import Service
@@ -54,6 +57,62 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+class Protocol(H11Protocol):
+    """Ends connections whose clients take too long where uvicorn and the gate do not look.
+
+    These limit the time between requests, and that of a body and its answer's making. Beside that,
+    a head that does not end would hold its connection for ever, and an answer that is not read its
+    memory.
+
+    Args:
+        *args: as uvicorn gives them.
+        limit: seconds for a head from its first byte (or the connection's begin), and for the
+            client to read what waits for it.
+        **kwargs: as uvicorn gives them.
+    """
+
+    def __init__(self, *args: Any, limit: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.limit = limit
+        self._head: asyncio.TimerHandle | None = None
+        self._answer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for a head."""
+        super().connection_made(transport)
+        self._head = self.loop.call_later(self.limit, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        """Go on waiting where the head has only begun."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            _cancel(self._head)
+            self._head = None
+        elif self._head is None:
+            self._head = self.loop.call_later(self.limit, self.transport.close)
+
+    def pause_writing(self) -> None:
+        """The client reads too slowly, or not at all."""
+        super().pause_writing()
+        self._answer = self.loop.call_later(self.limit, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        super().resume_writing()
+        _cancel(self._answer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is waited for."""
+        _cancel(self._head)
+        _cancel(self._answer)
+        super().connection_lost(exc)
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
+
+
 class Server(uvicorn.Server):
     """A uvicorn that finishes what is in flight before it stops.
 
@@ -69,6 +128,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 lifespan="on",
                 server_header=False,
+                http=functools.partial(Protocol, limit=service.asgi.policy.timeout),  # type: ignore[arg-type]
                 timeout_keep_alive=30,
             )
         )

@@ -43,7 +43,7 @@ from rankwright.data.collate import Collator
 from rankwright.data.groups import Needs, borrow, split_examples, unusable
 from rankwright.data.outline import instructions, outline, select
 from rankwright.data.readers import BadRows, LoadedData, Purpose, dataset_instructions
-from rankwright.data.store import load_store
+from rankwright.data.store import load_store, release_unused
 from rankwright.data.tokens import allow_forks, quiet_tokenizers, token_store
 from rankwright.errors import CheckpointError, ConfigError, DataError
 from rankwright.evaluation import (
@@ -1029,6 +1029,7 @@ def train_on(
     )
     _check_instructions(train_examples, val_examples, collate.encoder)
     plan = _plan(arguments, args, train_examples, collate)
+    release_unused()
     watcher = _Watcher()
     hooks: list[TrainerCallback] = [watcher, *callbacks]
     if arguments.run.early_stopping_patience is not None:

@@ -289,7 +289,7 @@ def split_examples(
             "than 1, such as 0.05"
         )
     if ratio == 0 or not examples:
-        return select(examples, range(len(examples))), []
+        return examples, []
     wanted = max(1, round(ratio * len(examples)))
     queries, query_N = _distinct(folds(examples))
     salt = f"{seed}:".encode()

@@ -358,6 +358,13 @@ def load_store(
     return LoadedData(store, report, [Source(*source) for source in meta["sources"]])
 
 
+def release_unused() -> None:
+    """Give back what Arrow keeps for later: planning takes some numbers a row for a moment."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
+
+
 def file_stamp(path: Path) -> tuple[str, str, int, int]:
     """What a file is known by between runs: its names, its size, the time of its change."""
     # its name, too: links of a hub's snapshot may change theirs, and splits are told by it

@@ -552,7 +552,7 @@ def parse(
     words = list(argv)
     names = [f.name for t in types for f in dataclasses.fields(t)]
     parser = build_parser(prog, types)
-    known = [*names, *ALIASES]
+    known = [*names, *(alias for alias, name in ALIASES.items() if name in names)]
     recipe_words: list[str] = []
     if recipe and words and not words[0].startswith("-"):
         path = Path(words.pop(0))

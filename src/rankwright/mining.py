@@ -1185,7 +1185,7 @@ def mine(arguments: MiningArguments | None = None, /, **given: Any) -> MiningRes
 
         _write_rows(output, tables(), _schema(arguments.teacher is not None))
         for line in run.bad_rows.report(readers.refused_file(output)):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(line)
         report = run.report(counts)
         with replacing(report_file) as file:
             text = json.dumps(dataclasses.asdict(report), ensure_ascii=False, indent=1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,8 +17,41 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-# of several processes the first one speaks; torchrun and accelerate number them in RANK
-console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
+# of a file or a pipe, which has no width of its own: tables need not be folded
+PLAIN_WIDTH = 160
+
+
+class _Console(Console):
+    """Standard error, with texts as they are: brackets are no markup, lines are not broken.
+
+    Of several processes the first one speaks; torchrun and accelerate number them in ``RANK``.
+    """
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is shown."""
+        return os.environ.get("RANK", "0") != "0"
+
+    @quiet.setter
+    def quiet(self, value: bool) -> None:
+        """Nothing; it is the environment's."""
+
+    @property  # type: ignore[misc]
+    def size(self) -> ConsoleDimensions:
+        """Columns and lines."""
+        found = super().size
+        if self.is_terminal or "COLUMNS" in os.environ:
+            return found
+        return ConsoleDimensions(PLAIN_WIDTH, found.height)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print texts, or tables and what else is drawn."""
+        if all(isinstance(text, str) for text in objects):
+            options = {"markup": False, "highlight": False, "soft_wrap": True} | options
+        super().print(*objects, **options)
+
+
+console = _Console(stderr=True)
 
 
 def bar() -> Progress:

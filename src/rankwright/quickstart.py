@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from rankwright.arguments import resolve
 from rankwright.errors import ConfigError
 from rankwright.evaluation import EvaluationResult, bootstrap_interval, evaluate, metrics_table
@@ -67,7 +65,7 @@ def quickstart(
         raise ConfigError(
             f"--output_dir {output_dir} is not empty; choose another or add --overwrite"
         )
-    console.print("[bold]1.[/] rows from the documentation of Python's standard library")
+    console.print("1. rows from the documentation of Python's standard library")
     rows = stdlib_rows(easy_negatives=EASY_NEGATIVES)
     files = write_rows(rows, output_dir / "rows")
     # where BM25 missed the right document, it is the one least like the query in words: a list that
@@ -97,7 +95,7 @@ def quickstart(
     )
     # the recipe was chosen on lists from the other end
     held_out = rows.test[-HELD_OUT:]
-    console.print(f"[bold]2.[/] training {name} listwise on {len(train_rows)} queries")
+    console.print(f"2. training {name} listwise on {len(train_rows)} queries")
     results: dict[str, EvaluationResult] = {}
 
     def before(reranker: Any) -> None:
@@ -110,13 +108,12 @@ def quickstart(
     _show(rows, results, trained.seconds)
     _example(trained.reranker, held_out, results["after"])
     console.print(
-        f"\n[bold]4.[/] saved to {target}. Next, with your own rows of "
+        f"\n4. saved to {target}. Next, with your own rows of "
         '{"query": ..., "positive": [...], "negative": [...]}:\n'
         "   rankwright check rows.jsonl\n"
         f"   rankwright train --model {target} --dataset rows.jsonl --split_dataset_ratio 0.1 "
         "--output_dir output\n"
         "   rankwright evaluate --model output --dataset test.jsonl",
-        highlight=False,
     )
     return results
 
@@ -130,7 +127,7 @@ def _show(rows: StdlibRows, results: dict[str, EvaluationResult], seconds: float
         "after training": after.row,
     }
     console.print(
-        f"[bold]3.[/] {after.queries} held-out queries, trained for {seconds:.0f} s. BM25 finds "
+        f"3. {after.queries} held-out queries, trained for {seconds:.0f} s. BM25 finds "
         f"the right document among its 20 for {rows.recall['test']:.0%} of the queries; these are "
         "ranked."
     )
@@ -149,12 +146,10 @@ def _example(reranker: Any, held_out: list[Any], after: EvaluationResult) -> Non
     gains = after.gains("ndcg@10")
     assert gains is not None
     example = held_out[int(gains.argmax())]
-    console.print(f"\n   an example: [italic]{escape(example.query)}[/]", highlight=False)
+    console.print(f"\n   an example: {example.query}")
     for place, document in enumerate(reranker.rank(example.query, example.documents, 3), 1):
         mark = "right" if example.labels[document.index] > 0 else ""
-        text = escape(" ".join(document.document.split())[:80])
+        text = " ".join(document.document.split())[:80]
         console.print(
-            f"   {place}. {document.score:+.2f}  was {document.index + 1:>2}  {text}  "
-            f"[green]{mark}[/]",
-            highlight=False,
+            f"   {place}. {document.score:+.2f}  was {document.index + 1:>2}  {text}  {mark}",
         )

@@ -1068,7 +1068,7 @@ def train_on(
         run_folder.clear(output)
     if bad_rows is not None and args.process_index == 0:
         for line in bad_rows.report(output / run_folder.REFUSED_FILE):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            console.print(line)
     watcher.trainer = trainer
     if before_training is not None:
         before_training(reranker)
@@ -1157,7 +1157,7 @@ def _push(output: Path, target: hub.Target) -> None:
             f"{error}. The model is saved in {output}; rankwright export --model {output} --to "
             f"merged --output DIR --push_to_hub {target.name} pushes it later"
         ) from error
-    console.print(f"pushed to {target.name}: {url}", markup=False, soft_wrap=True)
+    console.print(f"pushed to {target.name}: {url}")
 
 
 def _data_names(arguments: TrainArguments) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def run(words: list[str]) -> int:
     )
     _report(calibration, console)
     folder = save(reranker, calibration, options.output)
-    console.print(f"saved in {folder}", markup=False, soft_wrap=True)
+    console.print(f"saved in {folder}")
     return 0
 
 

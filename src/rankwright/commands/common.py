@@ -146,7 +146,7 @@ def report_refused(bad_rows: Any, output: Path | None) -> None:
 
     path = None if output is None else refused_file(output)
     for line in bad_rows.report(path):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line)
 
 
 def report_dropped(dropped: dict[str, int]) -> None:

@@ -100,7 +100,7 @@ def run(words: list[str]) -> int:
         samples=options.samples,
     )
     for letter, name in zip("AB", names, strict=True):
-        console.print(f"{letter} is {name}", highlight=False, markup=False)
+        console.print(f"{letter} is {name}")
     console.print(differences_table(found))
     console.print(_note(found))
     _show(found, options)
@@ -175,7 +175,7 @@ def _lists(
         lists, counts = run_lists(runs[name], examples, name)
         if counts:
             parts = ", ".join(f"{count} {what}" for what, count in counts.items())
-            console.print(f"{name}: {parts}", highlight=False, markup=False)
+            console.print(f"{name}: {parts}")
         return lists
     if name == FIRST_STAGE and not Path(name).exists():
         return first_stage_lists(examples)

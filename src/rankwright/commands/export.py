@@ -113,7 +113,7 @@ def run(words: list[str]) -> int:
             result.folder, target, message=f"rankwright export --to {arguments.to}"
         )
         seen = "public" if arguments.public else "private"
-        console.print(f"pushed to {target.name} ({seen}): {url}", markup=False, soft_wrap=True)
+        console.print(f"pushed to {target.name} ({seen}): {url}")
     return 0
 
 
@@ -122,7 +122,7 @@ def _report(result: Any) -> None:
     from rankwright.progress import console
 
     def line(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text)
 
     report_dropped(result.dropped)
     for name, size in result.sizes.items():

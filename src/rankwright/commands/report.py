@@ -77,8 +77,8 @@ def run(words: list[str]) -> int:
             _rank(one, examples, options, given)
     advice = write_report(found, output, other)
     for line in advice:
-        console.print(line, highlight=False, markup=False)
-    console.print(f"written to {output}; open it in a browser", highlight=False, markup=False)
+        console.print(line)
+    console.print(f"written to {output}; open it in a browser")
     return 0
 
 

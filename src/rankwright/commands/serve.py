@@ -132,9 +132,6 @@ def run(words: list[str]) -> int:
         host = f"[{options.host}]" if ":" in options.host else options.host
         console.print(
             f"serving {', '.join(names)} at http://{host}:{port} (Ctrl-C stops)",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
         )
         runner.run(service, listener)
     return 0

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ import pytest
 from rankwright import cli
 from rankwright.errors import ConfigError
 from rankwright.server import runner
+from rankwright.server.app import Service
+from rankwright.server.gate import Policy
 from rankwright.server.runner import is_loopback, listen
 from tests import tiny
 from tests.processes import ServerProcess, start
-from tests.server.fakes import until
+from tests.server.fakes import WordScorer, serving, until
 
 # a server whose model waits until a line comes
 HELD = """
@@ -226,6 +228,36 @@ def test_clients_that_take_too_long_are_let_go() -> None:
             (kept,) = idle._transport._pool.connections  # type: ignore[attr-defined]
             assert idle.get(f"{server.url}/health").status_code == 200
             assert idle._transport._pool.connections == [kept]  # type: ignore[attr-defined]
+
+
+def test_a_little_that_nobody_reads_does_not_keep_the_server_from_stopping() -> None:
+    """Answers of which the kernel takes all but less than the 64 KiB that asyncio tells nobody of.
+
+    What it takes is measured on a connection of the same kind; one answer at least falls in the
+    gap. ``serving`` asserts that the server ends while its clients are still there.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+        reader = stack.enter_context(connected(listener.getsockname()[1], "", window=4096))
+        writer = stack.enter_context(listener.accept()[0])
+        writer.setblocking(False)
+        taken = writer.send(b"x" * 2**24)
+        assert 2**10 < taken < 2**23
+        assert reader
+        with serving(Service([WordScorer()], Policy(timeout=1, max_bytes=2**24))) as url:
+            port = httpx.URL(url).port
+            for more in range(0, 2**16, 2**14):
+                body = json.dumps(
+                    {
+                        "query": "q",
+                        "documents": ["1 " + "a" * (taken + more)],
+                        "return_documents": True,
+                    }
+                )
+                head = f"POST /v1/rerank HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n"
+                head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+                stack.enter_context(connected(port, head + body, window=4096))
+            figure = 'rankwright_requests_total{path="/v1/rerank",status="200"} 4.0'
+            until(lambda: figure in httpx.get(f"{url}/metrics").text)
 
 
 def rest(client: socket.socket) -> int:

@@ -80,6 +80,8 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a head."""
         super().connection_made(transport)
+        # whatever is left unsent is told, not only what is above a mark
+        transport.set_write_buffer_limits(high=0)
         self._head = self.loop.call_later(self.limit, transport.close)
 
     def data_received(self, data: bytes) -> None:

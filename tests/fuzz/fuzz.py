@@ -19,6 +19,8 @@ from __future__ import annotations
 import functools
 import gzip
 import json
+import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -120,9 +122,19 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = 
 
 
 def main() -> None:
-    """Fuzz the target that is named."""
-    if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
-        sys.exit(f"name a target: {', '.join(TARGETS)}")
+    """Fuzz the target that is named, in a process of its own.
+
+    libFuzzer ends its process without Python's own end, so another one has to tidy up.
+    """
+    try:
+        if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
+            sys.exit(f"name a target: {', '.join(TARGETS)}")
+        child = os.fork()
+        if child:
+            sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    except BaseException:
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        raise
     # a warning for each file would be all that is seen
     readers.logger.disabled = True
     target, seeds = TARGETS[sys.argv[1]]

@@ -174,10 +174,34 @@ def test_a_name_is_printed_as_it_is(
 ) -> None:
     """Brackets are no markup, neither a model's nor those of an address."""
     monkeypatch.setattr(runner, "run", lambda service, _: service.close())
+    # set by the command; so that it is taken back
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
     folder = str(tiny.save_base(tmp_path, "bert"))
     name = "[/x] [bold]<b>" + "y" * 80
     assert cli.main(["serve", "--model", folder, "--served_model_name", name, "--port", "0"]) == 0
     assert f"serving {name} at http://127.0.0.1:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "64"), ("7", "7")])
+def test_what_is_compiled_for_lengths_is_bounded(
+    given: str | None, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a model is loaded; the user's own bound stays (``benchmarks/soak_serve.py``)."""
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, "")
+    if given is None:
+        monkeypatch.delenv(name)
+    else:
+        monkeypatch.setenv(name, given)
+    found = []
+
+    def load(_: object) -> None:
+        found.append(os.environ.get(name))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("rankwright.commands.serve.load_reranker", load)
+    assert cli.main(["serve", "--model", str(tmp_path), "--port", "0"]) == 2
+    assert found == [kept]
 
 
 @pytest.mark.parametrize(
@@ -246,13 +270,8 @@ def test_a_little_that_nobody_reads_does_not_keep_the_server_from_stopping() -> 
         with serving(Service([WordScorer()], Policy(timeout=1, max_bytes=2**24))) as url:
             port = httpx.URL(url).port
             for more in range(0, 2**16, 2**14):
-                body = json.dumps(
-                    {
-                        "query": "q",
-                        "documents": ["1 " + "a" * (taken + more)],
-                        "return_documents": True,
-                    }
-                )
+                text = "1 " + "a" * (taken + more)
+                body = json.dumps({"query": "q", "documents": [text], "return_documents": True})
                 head = f"POST /v1/rerank HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n"
                 head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
                 stack.enter_context(connected(port, head + body, window=4096))

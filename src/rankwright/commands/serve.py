@@ -12,6 +12,10 @@ from rankwright.arguments import ModelArguments, PassageArguments
 from rankwright.commands.common import ScoringArguments, load_reranker, own, parse
 from rankwright.errors import ConfigError
 
+# oneDNN keeps what it compiled for the last 1024 shapes. Every batch has another length, so it is
+# of little use and lies scattered between the batches' memory, which then grows for hours
+ONEDNN_CACHE = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
 
 @dataclass
 class ServeArguments:
@@ -108,6 +112,8 @@ def run(words: list[str]) -> int:
             f"--host {options.host} is reached from other machines; give --api_key, or "
             "--allow_anonymous true to let everyone in"
         )
+    # read by oneDNN at its first operation
+    os.environ.setdefault(*ONEDNN_CACHE)
     # taken before the models are loaded, which takes longer
     with runner.listen(options.host, options.port) as listener:
         scorers: list[Any] = []

@@ -140,6 +140,10 @@ def test_missing_dataset(model: str, capsys: pytest.CaptureFixture[str]) -> None
             ["--input", "i", "--split", "test"],
             "--instructions, --data_format and --split are of the",
         ),
+        (
+            ["--query", "q", "--documents", "d", "--on_bad_row", "skip"],
+            "--on_bad_row is of the lines of --input and of the rows of --dataset, and there are",
+        ),
         (["--query", "q", "--documents", "d", "--top_k", "0"], "--top_k 0 is less than 1"),
         (["--query", "q", "--documents", "d", "--top_k", "x"], "argument --top_k/--top-k: invalid"),
         (["--query", "q", "--documents", "gone.txt"], "--documents gone.txt: No such file"),
@@ -150,6 +154,29 @@ def test_rank_words(
     model: str, words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert mistake(capsys, "rank", "--model", model, *words).startswith(complaint)
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["report", "run", "--data_format", "pairs"], "data_format"),
+        (["report", "run", "--max_bad_rows", "7"], "max_bad_rows"),
+        (["report", "run", "--max_length", "64"], "max_length"),
+        (["export", "--model", "m", "--to", "merged", "--output", "o", "--split", "a"], "split"),
+        (
+            ["export", "--model", "m", "--to", "merged", "--output", "o", "--on_bad_row", "skip"],
+            "on_bad_row",
+        ),
+        (["compare", "a", "b", "--qrels", "q", "--instructions", "x"], "instructions"),
+        (["check", "--model", "m", "--val_dataset", "v.jsonl"], "val_dataset"),
+        (["check", "--model", "m", "--on_bad_row", "skip"], "on_bad_row"),
+        (["evaluate", "--model", "m", "--mteb_tasks", "T", "--on_bad_row", "skip"], "on_bad_row"),
+    ],
+)
+def test_what_is_said_of_rows_that_are_not_read(
+    words: list[str], flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mistake(capsys, *words).startswith(f"--{flag} goes with --dataset")
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])

@@ -26,11 +26,11 @@ from rankwright.comparison import (
     run_lists,
     side_by_side,
 )
+from rankwright.data.readers import read_trec_run
 from rankwright.errors import ConfigError, DataError
 from rankwright.evaluation import (
     bootstrap_interval,
     read_qrels,
-    read_trec_run,
     write_qrels,
     write_trec_run,
 )

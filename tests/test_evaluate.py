@@ -13,8 +13,7 @@ import pytest
 import pytrec_eval
 
 from rankwright import cli
-from rankwright.data.readers import load_examples
-from rankwright.evaluation import read_trec_run
+from rankwright.data.readers import load_examples, read_trec_run
 from rankwright.retrieval import BM25, Analyzer, bm25_first_stage
 from tests import tiny
 

@@ -13,6 +13,7 @@ import pytest
 import pytrec_eval
 from rich.console import Console
 
+from rankwright.data.readers import read_trec_run
 from rankwright.errors import ConfigError, DataError
 from rankwright.evaluation import (
     Progress,
@@ -20,7 +21,6 @@ from rankwright.evaluation import (
     evaluate,
     evaluate_scores,
     metrics_table,
-    read_trec_run,
     write_qrels,
     write_trec_run,
 )
@@ -266,12 +266,12 @@ def test_qrels_hold_integers_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a Q0 d 1 2.0 tag\na Q0 e 2 1.0\n", ":2 has 5 columns; a TREC run has 6"),
-        ("\na Q0 d 1 high tag\n", ":2 has the score 'high'"),
-        ("a Q0 d 1 nan tag\n", ":1 has the score 'nan'"),
-        ("a Q0 d 1 2 t\na Q0 d 2 1 t\n", ":2 ranks document 'd' of query 'a' again"),
-        (b"\xff", "it is not UTF-8"),
-        (None, "No such file"),
+        ("a Q0 d 1 2.0 tag\na Q0 e 2 1.0\n", ":2: 5 columns; a line of a TREC run is: query-id Q0"),
+        ("\na Q0 d 1 high tag\n", ":2: the score is the text 'high'; it must be a finite number"),
+        ("a Q0 d 1 nan tag\n", ":1: the score is nan; it must be a finite number"),
+        ("a Q0 d 1 2 t\na Q0 d 2 1 t\n", ":2: the run holds document 'd' twice for query 'a'"),
+        (b"\xff", ":1: not UTF-8"),
+        (None, "there is no such file"),
     ],
 )
 def test_wrong_run_files(tmp_path: Path, text: str | bytes | None, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,14 @@ def test_what_cannot_be_shared(
         monkeypatch.setenv(name, value)
     assert cli.main(["rank", "--model", str(base), *words]) == 2
     assert "several processes share the rows of a file" in capsys.readouterr().err
+    os.mkfifo("pipe.jsonl")
+    for more in (
+        ["rank", "--input", "pipe.jsonl", "--output", "out.jsonl"],
+        ["rank", "--dataset", "pipe.jsonl", "--write_scores", "out.jsonl"],
+        ["train", "--dataset", "rows.jsonl", "--val_dataset", "pipe.jsonl"],
+    ):
+        assert cli.main([*more, "--model", str(base)]) == 2
+        assert capsys.readouterr().err == (
+            "rankwright: pipe.jsonl is no file, and several processes read its rows, which come "
+            "down a pipe once; save them to a file, or start one process\n"
+        )

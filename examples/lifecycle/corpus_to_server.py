@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from rankwright import Example, cli, load_examples
-from rankwright.evaluation import read_trec_run
+from rankwright.data.readers import read_trec_run
 from rankwright.progress import console
 from rankwright.stdlib_rows import packaged_minilm
 

@@ -213,7 +213,10 @@ _ON_BAD_ROW = (
     "stop: a row that cannot be read ends the command; skip: it is left out, counted, and written "
     "to a .refused.jsonl beside the output with its line and the reason"
 )
-_MAX_BAD_ROWS = "rows that may be skipped; one more ends the command"
+_MAX_BAD_ROWS = (
+    "rows that may be skipped, one of several lines counted with all of them; one more ends the "
+    "command"
+)
 
 
 @dataclass
@@ -732,6 +735,27 @@ def process_numbers(environ: Mapping[str, str] | None = None) -> tuple[int, int,
     return int(environ["RANK"]), int(environ["WORLD_SIZE"]), int(environ.get("LOCAL_RANK", 0))
 
 
+def check_read_by_all(names: Sequence[str], environ: Mapping[str, str] | None = None) -> None:
+    """Refuse a pipe of rows where several processes would each read a part of it.
+
+    Args:
+        names: files, folders or hub ids.
+        environ: the environment, default the process's.
+
+    Raises:
+        ConfigError: one of them is there, and is neither a file nor a folder.
+    """
+    if process_numbers(environ)[1] == 1:
+        return
+    for name in names:
+        path = expanded(name)
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ConfigError(
+                f"{name} is no file, and several processes read its rows, which come down a pipe "
+                "once; save them to a file, or start one process"
+            )
+
+
 def load_options(model: ModelArguments) -> dict[str, Any]:
     """What ``ModelArguments`` say to the loader, under its names."""
     return {
@@ -864,6 +888,7 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str] | None = None) 
         _filled(BadRowArguments, values),
     )
     _check(arguments, given)
+    check_read_by_all([*arguments.data.dataset, *arguments.data.val_dataset], environ)
     return arguments
 
 

@@ -356,7 +356,7 @@ def run_lists(
     the run leaves out.
 
     Args:
-        run: query id -> document id -> score, of ``evaluation.read_trec_run``.
+        run: query id -> document id -> score, of ``readers.read_trec_run``.
         examples: the rows; a document without an id is called ``{query id}-{index}``, as
             ``rankwright evaluate`` writes it.
         name: of the run, for messages.

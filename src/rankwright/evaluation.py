@@ -432,31 +432,6 @@ def write_trec_run(path: str | Path, lists: Sequence[ScoredList], tag: str = "ra
     write_text(path, "".join(lines))
 
 
-def read_trec_run(path: str | Path) -> dict[str, dict[str, float]]:
-    """Read a TREC run into query id -> document id -> score; ids stay as they are written.
-
-    Raises:
-        DataError: the file cannot be read, or a line is not one of a run (file and line are named).
-    """
-    run: dict[str, dict[str, float]] = {}
-    for number, fields in _trec_lines(path, "run"):
-        if len(fields) != 6:
-            raise DataError(
-                f"{path}:{number} has {len(fields)} columns; a TREC run has 6: "
-                "query Q0 document rank score tag"
-            )
-        query_id, _, document, _, text, _ = fields
-        score = _number(text, f"{path}:{number} has the score")
-        documents = run.setdefault(query_id, {})
-        if document in documents:
-            raise DataError(
-                f"{path}:{number} ranks document {document!r} of query {query_id!r} again; "
-                "each may occur once; remove one of the lines"
-            )
-        documents[document] = score
-    return run
-
-
 def read_qrels(path: str | Path) -> dict[str, dict[str, float]]:
     """Read TREC judgements into query id -> document id -> label; ids stay as they are written.
 

@@ -597,10 +597,10 @@ class _Run:
             key = digest([self.code, source, _stamps(files)])
             documents = readers.iter_documents(source, use_hf=given.use_hf, bad_rows=self.bad_rows)
         bad, before = self.bad_rows, len(self.bad_rows.refused)
-        skipped = bad.on_bad_row == "skip" and bad.max_bad_rows - before
+        skipped = bad.on_bad_row == "skip" and bad.max_bad_rows - bad.lines
         folder = self.work / "corpus" / digest([key, skipped])
         corpus = cached(folder, lambda part: _write_corpus(part, documents, bad), _Corpus)
-        bad.refused[before:] = [readers.Refused(*row) for row in corpus.meta["refused"]]
+        bad.go_back(before, (readers.Refused(*row) for row in corpus.meta["refused"]))
         if not len(corpus):
             raise DataError(f"--corpus {source} holds no document with a text; give another")
         return key, corpus

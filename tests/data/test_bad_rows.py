@@ -306,15 +306,49 @@ def test_broken_csv_rows(tmp_path: Path) -> None:
         (6, "not UTF-8 (byte 0xe9 at position 8)"),
         (8, "broken CSV (',' expected after '\"')"),
     ]
-    # the lines of a quote that nothing closes are counted
-    path = write(tmp_path / "g.csv", "query,positive", "q1,a", 'q2,"b', *["q,c"] * 50)
-    assert "broken CSV (unexpected end of data) in 51 lines that were read as one row" in (
-        message(load_examples, path)
-    )
+    assert [row.lines for row in bad.refused] == [1, 3, 1]
+    assert bad.report()[0] == "left out: 3 rows that cannot be read (5 lines)"
     path = write(tmp_path / "h.csv", b"query,positiv\xe9", "q1,a")
     assert message(load_examples, path, bad_rows=BadRows("skip")).startswith(
         f"{path}: none of its rows can be read, of which the first says: not UTF-8"
     )
+
+
+def test_a_quote_that_is_not_closed(tmp_path: Path) -> None:
+    """Every line that it takes along counts as a row that is skipped, and is named."""
+    path = tmp_path / "f.csv"
+    end = "lines 3 to 53 are one row, since line 3 opens a quote that it does not close"
+    write(path, "query,positive", "q1,a", 'q2,"b', *["q,c"] * 50)
+    said = message(load_examples, path)
+    assert said == (
+        f"{path}:3: broken CSV (unexpected end of data); quote cells that hold quotes, the "
+        f"separator or a line break; {end}"
+    )
+    assert message(load_examples, path, bad_rows=BadRows("skip", 50)) == (
+        f"{said} (with these 51 lines it is more than --max_bad_rows 50 allows; is it the right "
+        "file and --data_format?)"
+    )
+    bad = BadRows("skip", 51)
+    assert [e.query for e in load_examples(path, bad_rows=bad).examples] == ["q1"]
+    (row,) = bad.refused
+    assert (row.line, row.lines, row.text) == (3, 51, 'q2,"b')
+    # up to the next quote, which cannot end a cell, or ends one of a row with too few of them
+    for line, reason in (('q,"c"', "broken CSV (',' expected"), ('q"', "1 cells under 2 columns")):
+        write(path, "query,positive", "q1,a", '"q2,b', "q3,c", line, "q4,d")
+        bad = BadRows("skip", 3)
+        assert [e.query for e in load_examples(path, bad_rows=bad).examples] == ["q1", "q4"]
+        (row,) = bad.refused
+        assert row.reason.startswith(reason)
+        assert row.reason.endswith(end.replace("53", "5"))
+        assert "--max_bad_rows 2 allows" in (
+            message(load_examples, path, bad_rows=BadRows("skip", 2))
+        )
+    # found in the cache, they count again
+    cache, bad = tmp_path / "cache", BadRows("skip", 6)
+    for lines in (3, 6):
+        load_store(path, cache, bad_rows=bad)
+        assert bad.lines == lines
+    assert "--max_bad_rows 6 allows" in message(load_store, path, cache, bad_rows=bad)
 
 
 def test_whole_files_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

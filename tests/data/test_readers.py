@@ -20,12 +20,14 @@ from rankwright.data.readers import (
     CONTRADICTION,
     EMPTY_DOCUMENT,
     JUDGED_ALONE,
+    KEPT_COLUMNS,
     NEGATIVE_JUDGEMENT,
     NO_DOCUMENTS,
     NOT_IN_CORPUS,
     NOT_IN_QUERIES,
     NOT_IN_RUN,
     NOT_JUDGED,
+    OTHER_COLUMNS,
     POSITIVE_NOT_IN_RUN,
     READERS,
     REPEATED_DOCUMENT,
@@ -219,7 +221,8 @@ def test_a_column_numbered_beyond_what_is_read(tmp_path: Path) -> None:
     path.write_text(json.dumps({"anchor": "q", "positive": "a", "negative": "b", name: "c"}))
     data = load_examples(path)
     assert data.examples[0].documents == ["a", "b"]
-    assert data.report.ignored == Counter({name: 1})
+    # nor is its name kept, which may be as long as a row
+    assert data.report.ignored == Counter({OTHER_COLUMNS: 1})
 
 
 def test_a_row_of_many_columns(tmp_path: Path) -> None:
@@ -227,7 +230,23 @@ def test_a_row_of_many_columns(tmp_path: Path) -> None:
     columns = {f"column {i}": 1 for i in range(100_000)}
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"query": "q", "positive": "a", "negative": "b", **columns}))
-    assert load_examples(path).report.ignored == Counter(columns)
+    first = [f"column {i}" for i in range(KEPT_COLUMNS)]
+    assert load_examples(path).report.ignored == Counter([*first, OTHER_COLUMNS])
+
+
+def test_columns_with_a_new_name_in_every_row(tmp_path: Path) -> None:
+    """The names that are kept do not grow with the rows; the rows of the others are counted."""
+    path = tmp_path / "rows.jsonl"
+    rows = KEPT_COLUMNS + 500
+    with path.open("w") as file:
+        for i in range(rows):
+            row = {"query": f"q{i}", "positive": "a", "negative": "b", f"a{i}": 1, f"b{i}": 1}
+            file.write(json.dumps({**row, "source": "s"} if i % 2 == 0 else row) + "\n")
+    ignored = load_examples(path).report.ignored
+    assert len(ignored) == KEPT_COLUMNS + 1
+    assert ignored["source"] == rows / 2
+    # beside "source" there is place for both names of 499 rows and for one of the next
+    assert ignored[OTHER_COLUMNS] == rows - (KEPT_COLUMNS - 1) // 2
 
 
 def test_a_row_of_query_positive_negative_is_a_triplet_only_when_named(tmp_path: Path) -> None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from rankwright.commands.common import bad_rows_policy, model_arguments, names_in_front, own, parse
+from rankwright.commands.common import (
+    bad_rows_policy,
+    check_rows_are_read,
+    model_arguments,
+    names_in_front,
+    own,
+    parse,
+)
 from rankwright.errors import ConfigError
 
 
@@ -50,8 +57,10 @@ def run(words: list[str]) -> int:
         raise ConfigError(
             "give rows to look at, --model, or both: rankwright check rows.jsonl --model M"
         )
+    from rankwright.arguments import BadRowArguments
     from rankwright.check import check_model, check_rows
 
+    check_rows_are_read(given, options.dataset, (CheckArguments, BadRowArguments))
     if model.model:
         check_model(model, alone=not options.dataset)
     if options.dataset:

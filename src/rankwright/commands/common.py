@@ -94,6 +94,26 @@ def names_in_front(words: list[str]) -> tuple[list[str], list[str]]:
     return words[:count], words[count:]
 
 
+def check_rows_are_read(
+    given: dict[str, Any], dataset: Sequence[str], kinds: Sequence[type[Any]]
+) -> None:
+    """Refuse what is said of rows where none are read.
+
+    Args:
+        given: all that was given.
+        dataset: the value of ``--dataset``.
+        kinds: the dataclasses that are about its rows.
+
+    Raises:
+        ConfigError: something was given and no rows were.
+    """
+    about = {f.name for kind in kinds for f in dataclasses.fields(kind)} - {"dataset"}
+    if not dataset and (found := sorted(about & set(given))):
+        raise ConfigError(
+            f"--{found[0]} goes with --dataset, and no rows were given; give them, or leave it out"
+        )
+
+
 def load_rows(
     dataset: list[str],
     given: dict[str, Any],

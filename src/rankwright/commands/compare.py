@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rankwright.commands.common import (
     RowArguments,
     ScoringArguments,
+    check_rows_are_read,
     load_reranker,
     load_rows,
     make_folder,
@@ -124,6 +125,7 @@ def _check(names: list[str], options: CompareArguments, given: dict[str, Any]) -
             "give --dataset with the rows to rank, or --qrels for two TREC run files"
             + ("; not both" if options.dataset else "")
         )
+    check_rows_are_read(given, options.dataset, types()[1:])
     for flag in ("show", "top_k"):
         if getattr(options, flag) < (0 if flag == "show" else 1):
             raise ConfigError(f"--{flag} {getattr(options, flag)} is too small")
@@ -148,10 +150,11 @@ def _rows(
 ) -> tuple[Sequence[Example], dict[str, dict[str, dict[str, float]]]]:
     """The rows, and what the run files hold."""
     from rankwright.comparison import judged_examples
-    from rankwright.evaluation import read_qrels, read_trec_run
+    from rankwright.data.readers import read_trec_run
+    from rankwright.evaluation import read_qrels
     from rankwright.progress import console
 
-    runs = {name: read_trec_run(name) for name in names if _is_run(name)}
+    runs = {name: read_trec_run(Path(name)) for name in names if _is_run(name)}
     if options.qrels is None:
         rows_file = None if options.output is None else Path(options.output) / "rows.jsonl"
         return load_rows(options.dataset, given, output=rows_file), runs

@@ -148,8 +148,8 @@ def _first_stage(options: EvaluateArguments) -> FirstStage | None:
 def _run_tasks(given: dict[str, Any], options: Any) -> int:
     """Evaluate on tasks of mteb."""
     rows = own(RowArguments, given)
-    for name in ("data_format", "split"):
-        if getattr(rows, name) is not None:
+    for name in ("data_format", "split", "on_bad_row", "max_bad_rows"):
+        if name in given:
             raise ConfigError(f"--{name} goes with --dataset; tasks of mteb know theirs")
     from rankwright.evaluation import metrics_table, write_text
     from rankwright.mteb_tasks import evaluate_tasks, find_tasks

@@ -10,6 +10,7 @@ from typing import Any
 from rankwright.commands.common import (
     RowArguments,
     bad_rows_policy,
+    check_rows_are_read,
     model_arguments,
     own,
     parse,
@@ -81,6 +82,7 @@ def run(words: list[str]) -> int:
     from rankwright import hub
     from rankwright.export import Options, export_model, find_export
 
+    check_rows_are_read(given, arguments.dataset, (RowArguments, room.BadRowArguments))
     find_export(arguments.to)
     model = model_arguments(given)
     room.check_model_arguments(model)

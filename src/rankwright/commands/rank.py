@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwright.arguments import process_numbers
+from rankwright.arguments import check_read_by_all, process_numbers
 from rankwright.commands.common import (
     RowArguments,
     ScoringArguments,
@@ -104,12 +104,19 @@ def run(words: list[str]) -> int:
         raise ConfigError(f"--top_k {options.top_k} is less than 1")
     if one and (options.query is None or options.documents is None):
         raise ConfigError("--query and --documents belong together; give both")
+    for name in ("on_bad_row", "max_bad_rows"):
+        if one and name in given:
+            raise ConfigError(
+                f"--{name} is of the lines of --input and of the rows of --dataset, and there are "
+                "none; leave it out"
+            )
     number = _number(options.threshold)
     if process_numbers()[1] > 1 and (options.output is None or options.input in (None, "-")):
         raise ConfigError(
             "several processes share the rows of a file: give --input FILE and --output FILE, or "
             "start one process"
         )
+    check_read_by_all([] if options.input is None else [options.input])
     documents = _read_documents(Path(options.documents)) if one else None
     from rankwright.shares import several
 
@@ -157,6 +164,7 @@ def _write_scores(given: dict[str, Any], options: Any, *, others: bool) -> int:
     from rankwright.shares import several
     from rankwright.teacher import write_scores
 
+    check_read_by_all(options.dataset)
     path, model = Path(options.write_scores), model_arguments(given)
     for file in source_files(options.dataset, use_hf=model.use_hf) or ():
         if path.exists() and file.samefile(path):

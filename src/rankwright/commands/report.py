@@ -10,6 +10,7 @@ from typing import Any
 from rankwright.commands.common import (
     RowArguments,
     ScoringArguments,
+    check_rows_are_read,
     load_reranker,
     load_rows,
     names_in_front,
@@ -61,6 +62,7 @@ def run(words: list[str]) -> int:
             f"output; {len(names)} came"
             + (", and --model, which has no place here" if given.get("model") else "")
         )
+    check_rows_are_read(given, options.dataset, types()[1:])
     folder = Path(names[0])
     output = Path(options.output) if options.output is not None else folder / "report.html"
     if output.is_dir():

@@ -48,6 +48,8 @@ REFUSED = ".refused.jsonl"
 # characters of a refused row that are kept, and of a list of names in a message
 KEPT_OF_ROW = 1000
 _KEPT_OF_NAMES = 300
+# columns that no layout reads are counted by name up to this many names, the others together
+KEPT_COLUMNS = 1000
 
 # to mine is to read what is judged, whatever run lies beside it
 Purpose = Literal["train", "eval", "mine"]
@@ -67,6 +69,7 @@ NOT_JUDGED = "query of the run without a judgement"
 BEHIND = "document of the run behind --top_k"
 JUDGED_ALONE = "query whose candidates are its judged documents alone, for want of a run"
 NEGATIVE_JUDGEMENT = "judgement below 0 read as 0"
+OTHER_COLUMNS = "any of the other columns"
 
 
 # ----------------------------------------------------------------------------------- rows refused
@@ -85,12 +88,14 @@ class Refused:
         line: its line, or its number where there are no lines; None where it is the file itself.
         reason: what is wrong, and what to do.
         text: the row as it stands there, its first ``KEPT_OF_ROW`` characters.
+        lines: how many lines it is; a quote of CSV that is not closed makes a row of many.
     """
 
     path: str
     line: int | None
     reason: str
     text: str
+    lines: int = 1
 
 
 class BadRows:
@@ -100,10 +105,12 @@ class BadRows:
 
     Args:
         on_bad_row: ``stop`` at the first one with an error, or ``skip`` them.
-        max_bad_rows: how many may be skipped; one more is an error.
+        max_bad_rows: how many may be skipped, a row of several lines counted with all of them; one
+            more is an error.
 
     Attributes:
         refused: the rows that were skipped.
+        lines: how many lines these are.
 
     Raises:
         ConfigError: for another word, or a number below 1.
@@ -121,31 +128,41 @@ class BadRows:
         self.on_bad_row = on_bad_row
         self.max_bad_rows = max_bad_rows
         self.refused: list[Refused] = []
+        self.lines = 0
 
-    def refuse(self, error: DataError, place: str, raw: Any) -> None:
+    def go_back(self, count: int, then: Iterable[Refused] = ()) -> None:
+        """Forget all but the first ``count`` rows that were skipped, and put others behind them."""
+        self.refused[count:] = then
+        self.lines = sum(row.lines for row in self.refused)
+
+    def refuse(self, error: DataError, place: str, raw: Any, lines: int = 1) -> None:
         """Stop at a row, or set it aside.
 
         Args:
             error: what is wrong with it; its message begins with the place.
             place: of the row.
             raw: the row, as bytes, as text, or as the values that were read.
+            lines: how many lines it is.
 
         Raises:
             DataError: where no more rows may be skipped.
         """
         if self.on_bad_row == "stop":
             raise error
-        if len(self.refused) == self.max_bad_rows:
+        if self.lines + lines > self.max_bad_rows:
+            what = "this is one" if lines == 1 else f"with these {lines:,} lines it is"
             raise DataError(
-                f"{error} (this is one more than --max_bad_rows {self.max_bad_rows} allows; is it "
-                "the right file and --data_format?)"
+                f"{error} ({what} more than --max_bad_rows {self.max_bad_rows} allows; is it the "
+                "right file and --data_format?)"
             ) from error
+        self.lines += lines
         reason = str(error).removeprefix(f"{place}: ")
         path, number = place, re.fullmatch(r"(.*):(?:row )?([0-9]+)", place, re.DOTALL)
         if number:
             path = number[1]
         line = int(number[2]) if number else None
-        self.refused.append(Refused(path, line, reason, _as_text(raw).rstrip("\r\n")[:KEPT_OF_ROW]))
+        text = _as_text(raw).rstrip("\r\n")[:KEPT_OF_ROW]
+        self.refused.append(Refused(path, line, reason, text, lines))
 
     def check_rest(self, shown: str, before: int) -> None:
         """Stop at a file of which nothing could be read.
@@ -186,6 +203,7 @@ class BadRows:
                     file.write(json.dumps(asdict(row)).encode() + b"\n")
         count = len(self.refused)
         rows = "1 row that cannot be read" if count == 1 else f"{count:,} rows that cannot be read"
+        rows += f" ({self.lines:,} lines)" if self.lines > count else ""
         lines.insert(0, f"left out: {rows}{'' if path is None else f', written to {path}'}")
         return lines if count <= shown else [*lines, f"... and {count - shown:,} more"]
 
@@ -1101,11 +1119,10 @@ def _csv_rows(
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                cells, read = [], reader.line_num - before
-                within = f" in {read} lines that were read as one row" if read > 1 else ""
+                cells = []
                 broken = DataError(
-                    f"{place}: broken CSV ({_one_line(error)}){within}; quote cells that hold "
-                    "quotes, the separator or a line break"
+                    f"{place}: broken CSV ({_one_line(error)}); quote cells that hold quotes, the "
+                    "separator or a line break"
                 )
                 problem = problem or (broken, place)
             before = reader.line_num
@@ -1137,7 +1154,12 @@ def _csv_rows(
             }
             row = _row(values, place, f"{stem}:{number}", textual=True)
         except DataError as error:
-            bad_rows.refuse(error, place, opening)
+            if before > number:
+                error = DataError(
+                    f"{error}; lines {number} to {before} are one row, since line {number} opens a "
+                    "quote that it does not close"
+                )
+            bad_rows.refuse(error, place, opening, before - number + 1)
             if header is None:
                 return  # without its header, a table says nothing
         else:
@@ -1241,7 +1263,8 @@ class LoadReport:
         rows: rows read.
         dropped: what was left out, by reason.
         noted: what was kept and is worth knowing, by kind.
-        ignored: rows that hold something in a column that their layout does not read, by column.
+        ignored: rows that hold something in a column that their layout does not read, by column;
+            behind ``KEPT_COLUMNS`` of them, as ``OTHER_COLUMNS``.
         warnings: what is probably a mistake, each with what to do; also logged.
     """
 
@@ -1354,25 +1377,47 @@ def _read_row(row: Row, reader: Reader, first: Row, named: bool) -> Example:
     return example
 
 
-def _are_read(
-    columns: Sequence[str], reader: Reader, row: Row, report: LoadReport
-) -> dict[str, bool]:
-    """Whether a layout reads each column; a near miss of one that it does is a warning."""
-    known = reader.optional.union(*reader.columns, *reader.also)
-    missing = sorted(known.difference(row.columns))
-    found: dict[str, bool] = {}
-    for column in columns:
-        numbered = reader.name == "triplets" and _NUMBERED_NEGATIVE.fullmatch(column)
-        found[column] = column in known or bool(numbered)
-        if found[column]:
-            continue
+class _Ignored:
+    """Counts the columns of a file that its layout does not read, in bounded memory.
+
+    Args:
+        reader: the layout.
+        report: where they are counted; a near miss of a column that is read is a warning there.
+    """
+
+    def __init__(self, reader: Reader, report: LoadReport) -> None:
+        self.reader = reader
+        self.report = report
+        self.known = reader.optional.union(*reader.columns, *reader.also)
+        self.seen: set[str] = set()
+
+    def count(self, row: Row) -> None:
+        """Count a row's columns."""
+        counts, others = self.report.ignored, False
+        for column in row.values:
+            if column in self.known or (
+                self.reader.name == "triplets" and _NUMBERED_NEGATIVE.fullmatch(column)
+            ):
+                continue
+            if column not in counts and (
+                len(counts) >= KEPT_COLUMNS or len(column) > _KEPT_OF_NAMES
+            ):
+                others = True
+                continue
+            counts[column] += 1
+            if column not in self.seen:
+                self.seen.add(column)
+                self._look_for_a_near_one(column, row)
+        _count(counts, OTHER_COLUMNS, others)
+
+    def _look_for_a_near_one(self, column: str, row: Row) -> None:
+        missing = sorted(self.known.difference(row.columns))
         if near := difflib.get_close_matches(column, missing, 1, cutoff=0.85):
             _warn(
-                report,
+                self.report,
                 f"{row.place}: the column {_cut(column)} is not read by the layout "
-                f"{reader.name!r}; if {near[0]!r} is meant, rename it",
+                f"{self.reader.name!r}; if {near[0]!r} is meant, rename it",
             )
-    return found
 
 
 def _warn(report: LoadReport, message: str) -> None:
@@ -1422,7 +1467,7 @@ def _read_rows_of(
     progress: Progress | None,
 ) -> Iterator[Example]:
     """The examples of a file whose layout is known."""
-    seen: dict[str, bool] = {}  # column -> whether it is read
+    ignored = _Ignored(reader, report)
 
     def parts() -> Iterator[tuple[Example, Row]]:
         count = read = 0
@@ -1437,11 +1482,7 @@ def _read_rows_of(
             read += 1
             example.source = row.place
             report.rows += 1
-            if new := [column for column in row.values if column not in seen]:
-                seen.update(_are_read(new, reader, row, report))
-            for column in row.values:
-                if not seen[column]:
-                    report.ignored[column] += 1
+            ignored.count(row)
             yield example, row
         if progress:
             progress(shown, count)
@@ -1585,7 +1626,7 @@ def run_file(path: Path, top_k: int) -> FirstStage:
         path: the file, which may be gzipped.
         top_k: see ``FirstStage``.
     """
-    return FirstStage(lambda *_: _beir_run(path, str(path), BadRows()), top_k)
+    return FirstStage(lambda *_: read_trec_run(path), top_k)
 
 
 def _first(ranked: Mapping[str, float], count: int) -> dict[str, float]:
@@ -1630,9 +1671,20 @@ def _beir_qrels(
     return qrels
 
 
-def _beir_run(path: Path, shown: str, bad_rows: BadRows) -> dict[str, dict[str, float]]:
-    run: dict[str, dict[str, float]] = {}
-    for row, cells in _separated(path, shown, bad_rows):
+def read_trec_run(path: Path, *, shown: str | None = None, bad_rows: BadRows | None = None) -> Run:
+    """Read a TREC run; ids stay as they are written.
+
+    Args:
+        path: the file, which may be gzipped.
+        shown: the file's name in messages; None takes the path.
+        bad_rows: what is done about lines that cannot be read; None stops at the first.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not one of a run (file and line are named).
+    """
+    bad_rows = bad_rows or BadRows()
+    run: Run = {}
+    for row, cells in _separated(path, shown or str(path), bad_rows):
         try:
             if len(cells) != 6:
                 raise row.error(
@@ -1704,7 +1756,7 @@ def _beir_examples(
         cut = sum(len(found[i]) - len(ranked) for i, ranked in run.items() if i in qrels)
         _count(report.dropped, BEHIND, cut)
     elif purpose != "mine" and (chosen := _choose_run(folder, split)):
-        run = _beir_run(chosen, name(chosen), bad_rows)
+        run = read_trec_run(chosen, shown=name(chosen), bad_rows=bad_rows)
     scored = run is not None
     if run is None and purpose != "mine" and (top_ranked := _parts(folder, "top_ranked")):
         run = {}

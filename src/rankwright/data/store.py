@@ -297,7 +297,7 @@ def load_store(
     before = len(bad_rows.refused)
 
     def in_memory() -> LoadedData:
-        del bad_rows.refused[before:]
+        bad_rows.go_back(before)
         return load_examples(dataset, seed=seed, bad_rows=bad_rows, progress=progress, **options)
 
     files = source_files(dataset, use_hf=use_hf, revision=revision)
@@ -311,7 +311,7 @@ def load_store(
         "files": [file_stamp(path) for path in files],
         "options": options,
         # what was skipped is written down again, and counts again
-        "skipped": bad_rows.on_bad_row == "skip" and bad_rows.max_bad_rows - before,
+        "skipped": bad_rows.on_bad_row == "skip" and bad_rows.max_bad_rows - bad_rows.lines,
         # it only chooses samples
         "seed": seed if any("#" in name for name in names) else None,
     }
@@ -321,7 +321,7 @@ def load_store(
         nonlocal made
         made = True
         report, sources = LoadReport(), list[Source]()
-        del bad_rows.refused[before:]
+        bad_rows.go_back(before)
         found = iter_datasets(
             dataset, report, sources, bad_rows=bad_rows, progress=progress, **options
         )
@@ -347,7 +347,7 @@ def load_store(
         )
         return in_memory()
     meta = store.meta
-    bad_rows.refused[before:] = [Refused(*row) for row in meta["refused"]]
+    bad_rows.go_back(before, (Refused(*row) for row in meta["refused"]))
     report = LoadReport(
         rows=meta["rows"],
         warnings=meta["warnings"],

@@ -7,7 +7,9 @@ is done, the anonymous memory at that moment and at its highest until then (``Rs
 ``/proc/self/status``, looked at every 20 ms: what is mapped from files is not counted, since the
 system takes it back whenever it is needed elsewhere), and the disk that the store takes.
 
-``--split 0.001`` also sets rows aside for validation, by query.
+``--split 0.001`` also sets rows aside for validation, by query. ``--commands check evaluate
+calibrate`` measures these commands, to their end, on the same rows. With several numbers of rows,
+the bytes of memory that each row adds are printed.
 
 Run: ``python benchmarks/rows.py --rows 100000 1000000 10000000 --work work --output rows.json``
 """
@@ -15,8 +17,10 @@ Run: ``python benchmarks/rows.py --rows 100000 1000000 10000000 --work work --ou
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -24,10 +28,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 SHARD = 250_000
+COMMANDS = ("train", "check", "evaluate", "calibrate")
 TEXT = (
     "the quick brown fox jumps over a lazy dog while rain falls on green hills and cold rivers run "
     "to grey seas where old ships sleep under white birds that cry at dawn"
@@ -109,32 +115,46 @@ class Watch(threading.Thread):
 
 
 def start(options: argparse.Namespace) -> None:
-    """Train one step; print time and memory as a line of JSON."""
+    """Run a command, of training one step; print time and memory as a line of JSON."""
     import transformers
 
     import rankwright
+    from rankwright import cli
+
+    def measured() -> None:
+        watch.done.set()
+        now = anonymous()
+        found = {
+            "seconds": round(time.perf_counter() - begin, 2),
+            "at_end": now,
+            "highest": max(watch.highest, now),
+        }
+        print(json.dumps(found), flush=True)
 
     class FirstStep(transformers.TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            watch.done.set()
-            now = anonymous()
-            found = {
-                "seconds": round(time.perf_counter() - begin, 2),
-                "at_first_step": now,
-                "highest": max(watch.highest, now),
-            }
-            print(json.dumps(found), flush=True)
+            measured()
 
+    (command,) = options.commands
     watch = Watch()
     base = anonymous()
     print(json.dumps({"imports": base}), flush=True)
     watch.start()
     begin = time.perf_counter()
+    if command != "train":
+        words = [command, "--model", options.work / "model"]
+        words += ["--dataset", options.work / f"rows-{options.rows[0]}"]
+        words += [] if command == "check" else ["--output", options.work / "out"]
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+            code = cli.main([str(word) for word in words])
+        if code:
+            raise SystemExit(code)
+        measured()
+        return
     rankwright.train(
         callbacks=[FirstStep()],
         model=str(options.work / "model"),
         dataset=[str(options.work / f"rows-{options.rows[0]}")],
-        cache_dir=str(options.work / f"cache-{options.rows[0]}"),
         output_dir=str(options.work / "out"),
         split_dataset_ratio=options.split,
         eval_strategy="no",
@@ -146,21 +166,42 @@ def start(options: argparse.Namespace) -> None:
     )
 
 
-def starts(options: argparse.Namespace, rows: int) -> Iterator[dict[str, Any]]:
-    """Start twice, in processes of their own."""
+def starts(options: argparse.Namespace, command: str, rows: int) -> Iterator[dict[str, Any]]:
+    """Start twice, in processes of their own, and look at the store."""
+    cache = options.work / f"cache-{rows}-{command}"
     for name in ("first", "second"):
         shutil.rmtree(options.work / "out", ignore_errors=True)
         words = [
             sys.executable, __file__, "--start", "--work", str(options.work), "--rows", str(rows),
-            "--split", str(options.split),
+            "--split", str(options.split), "--commands", command,
             *(["--batch_tokens", str(options.batch_tokens)] if options.batch_tokens else []),
         ]  # fmt: skip
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-        found: dict[str, Any] = {"start": name}
+        environment = {**os.environ, "RANKWRIGHT_CACHE": str(cache)}
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        found: dict[str, Any] = {"command": command, "rows": rows, "start": name}
         for line in done.stdout.splitlines():
             if line.startswith("{"):
                 found |= json.loads(line)
-        yield found
+        yield {**found, "store": size_of(cache)}
+    if not options.keep:
+        shutil.rmtree(cache)
+
+
+def growth(results: list[dict[str, Any]]) -> Iterator[str]:
+    """What each row adds to the memory, between two numbers of rows."""
+    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for found in results:
+        kinds.setdefault((found["command"], found["start"]), []).append(found)
+    for (command, name), several in kinds.items():
+        for less, more in pairwise(sorted(several, key=lambda found: found["rows"])):
+            at_end, highest = (
+                (more[key] - less[key]) / (more["rows"] - less["rows"])
+                for key in ("at_end", "highest")
+            )
+            yield (
+                f"{command}, {name} start, {less['rows']:,} to {more['rows']:,} rows: "
+                f"{at_end:,.0f} bytes a row at the end, {highest:,.0f} at the highest"
+            )
 
 
 def main() -> None:
@@ -168,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--work", type=Path, required=True, help="folder for rows and stores")
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=["train"])
     parser.add_argument("--split", type=float, default=0.0, help="--split_dataset_ratio")
     parser.add_argument("--batch_tokens", type=int, default=0, help="also tokenise ahead")
     parser.add_argument("--keep", action="store_true", help="leave rows and stores there")
@@ -182,21 +224,22 @@ def main() -> None:
 
     tiny_bert(options.work / "model")
     results = []
-    print("| rows | start | s | anonymous, MiB | highest, MiB | shards, MiB | store, MiB |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| command | rows | start | s | at its end, MiB | highest, MiB | shards, MiB | store, MiB |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for rows in options.rows:
         shards = write_shards(options.work / f"rows-{rows}", rows)
-        for found in starts(options, rows):
-            store = size_of(options.work / f"cache-{rows}")
-            results.append({"rows": rows, **found, "shards": shards, "store": store})
-            mebibytes = [
-                f"{value / 2**20:,.0f}"
-                for value in (found["at_first_step"], found["highest"], shards, store)
-            ]
-            print(f"| {rows:,} | {found['start']} | {found['seconds']} | {' | '.join(mebibytes)} |")
+        for command in options.commands:
+            for found in starts(options, command, rows):
+                results.append({**found, "shards": shards})
+                cells = [command, f"{rows:,}", found["start"], str(found["seconds"])]
+                sizes = (found["at_end"], found["highest"], shards, found["store"])
+                cells += [f"{value / 2**20:,.0f}" for value in sizes]
+                print(f"| {' | '.join(cells)} |", flush=True)
         if not options.keep:
-            for name in (f"rows-{rows}", f"cache-{rows}"):
-                shutil.rmtree(options.work / name)
+            shutil.rmtree(options.work / f"rows-{rows}")
+    print("", *growth(results), sep="\n")
     if options.output:
         raw = {**surroundings("rows.py", torch.get_num_threads()), "results": results}
         options.output.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")

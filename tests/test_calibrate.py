@@ -83,11 +83,11 @@ def test_instructions_of_datasets(
     )
     seen: list[Any] = []
 
-    def score_examples(self: Reranker, examples: Any, progress: Any = None) -> Any:
+    def iter_scores(self: Reranker, examples: Any, progress: Any = None) -> Any:
         seen.extend(example.instruction for example in examples)
         raise ConfigError("seen")
 
-    monkeypatch.setattr(Reranker, "score_examples", score_examples)
+    monkeypatch.setattr(Reranker, "iter_scores", iter_scores)
     words = ["--instructions", "find birds", "find ships"]
     assert mistake(capsys, *calibrate(model, rows, str(own), *words)) == "seen"
     assert seen == ["find birds"] * 12 + ["find ships", "I"]

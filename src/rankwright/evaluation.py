@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -279,7 +280,7 @@ def evaluate(
 
 
 def calibrate_lists(
-    lists: Sequence[ScoredList],
+    lists: Iterable[ScoredList],
     method: str,
     goals: Sequence[tuple[str, float]] = (),
     *,
@@ -289,7 +290,8 @@ def calibrate_lists(
     """Fit probabilities and thresholds to scored candidate lists.
 
     Args:
-        lists: one per query, of rows that the model was not trained on.
+        lists: one per query, of rows that the model was not trained on; only their numbers are
+            kept.
         method: a name in ``calibration.METHODS``.
         goals: wanted thresholds, such as ``("precision", 0.9)``.
         folds: parts of the queries for the held-out figures.
@@ -304,9 +306,13 @@ def calibrate_lists(
         ConfigError: the method is unknown, or a goal is out of its range.
         DataError: nothing can be fitted, or a goal is out of reach.
     """
-    scores_P = np.array([s for scored in lists for s in scored.scores])
-    labels_P = np.array([y for scored in lists for y in scored.example.labels])
-    queries_P = np.repeat(np.arange(len(lists)), [len(scored.scores) for scored in lists])
+    scores, labels, sizes = array("d"), array("d"), array("q")
+    for scored in lists:
+        scores.extend(scored.scores)
+        labels.extend(scored.example.labels)
+        sizes.append(len(scored.scores))
+    scores_P, labels_P = np.array(scores), np.array(labels)
+    queries_P = np.repeat(np.arange(len(sizes)), np.array(sizes))
     fitted = fit(method, scores_P, labels_P)
     thresholds = tuple(find_threshold(name, goal, scores_P, labels_P) for name, goal in goals)
     found: dict[str, Any] | None = None
@@ -317,7 +323,7 @@ def calibrate_lists(
         reason = str(error)
     record = {
         **fitted.record,
-        "queries": len(lists),
+        "queries": len(sizes),
         "documents": len(scores_P),
         "relevant": float(targets(labels_P).sum()),
         "before": figures(scores_P, labels_P),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rankwright.data.groups import (
     GROUP_MODES,
     NO_NEGATIVE,
     NO_POSITIVE,
+    Leaks,
     borrow,
     leaks,
     sample_groups,
@@ -342,6 +344,20 @@ def test_leaks() -> None:
     clean = leaks(train, dev[2:])
     assert not clean
     assert (clean.positives, clean.documents) == (0, 1)
+
+
+def test_leaks_keep_nothing_of_the_rows_trained_on() -> None:
+    """These may be millions: keys of 10,000 documents would be more than 1 MB."""
+    dev = [Example("q7", ["d7", "e7"], [1, 0])]
+    tracemalloc.start()
+    try:
+        train = (Example(f"q{i}", [f"d{i}", f"e{i}"], [1, 1]) for i in range(5000))
+        found = leaks(train, dev)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == Leaks(("q7",), 1, 1, 1, 1)
+    assert peak < 100_000
 
 
 def test_real_rows_share_no_question(shared: Path) -> None:

@@ -85,14 +85,17 @@ def run(words: list[str]) -> int:
     reranker = load_reranker(given)
     if options.output is None:
         _check_folder(reranker)
-    with tracked("ranking", len(examples)) as advance:
-        lists = reranker.score_examples(examples, advance)
-    report_truncation(reranker.truncated, reranker)
     from rankwright.evaluation import calibrate_lists
 
-    calibration = calibrate_lists(
-        lists, options.method, goals, folds=options.folds, settings=reranker.settings
-    )
+    with tracked("ranking", len(examples)) as advance:
+        calibration = calibrate_lists(
+            reranker.iter_scores(examples, advance),
+            options.method,
+            goals,
+            folds=options.folds,
+            settings=reranker.settings,
+        )
+    report_truncation(reranker.truncated, reranker)
     _report(calibration, console)
     folder = save(reranker, calibration, options.output)
     console.print(f"saved in {folder}")

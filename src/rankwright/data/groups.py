@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal, overload
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -346,8 +346,10 @@ class Leaks:
         return bool(self.queries or self.positives)
 
 
-def leaks(train: Iterable[Example], dev: Iterable[Example]) -> Leaks:
+def leaks(train: Iterable[Example], dev: Sequence[Example]) -> Leaks:
     """Compare two parts of a dataset, after folding case and white space.
+
+    Only what dev holds is kept in memory, as keys; the rows trained on may be many more.
 
     Args:
         train: the rows trained on.
@@ -357,29 +359,41 @@ def leaks(train: Iterable[Example], dev: Iterable[Example]) -> Leaks:
         What dev shares with train. Shared negatives are usual, since candidates come from one
         collection; shared queries are a leak; shared positives may be one.
     """
-    queries: set[bytes] = set()
-    positives: set[bytes] = set()
-    documents: set[bytes] = set()
-    pairs: set[bytes] = set()
-    for example in train:
-        query = fold(example.query)
-        queries.add(query)
-        for document, label in zip(example.documents, example.labels, strict=True):
-            text = fold(document)
-            documents.add(text)
-            if label > 0:
-                positives.add(text)
-                pairs.add(query + text)
-    shared_queries: dict[str, None] = {}
-    shared_positives = shared_documents = shared_pairs = dev_rows = 0
+    sought = _Keys(set(), set(), set(), set())
     for example in dev:
-        dev_rows += 1
-        query = fold(example.query)
-        if query in queries:
+        for mine, keys in zip(sought, _keys(example), strict=True):
+            mine.update(keys)
+    shared = _Keys(set(), set(), set(), set())
+    for example in train:
+        for found, mine, keys in zip(shared, sought, _keys(example), strict=True):
+            found.update(mine & keys)
+    shared_queries: dict[str, None] = {}
+    shared_positives = shared_documents = shared_pairs = 0
+    for example in dev:
+        row = _keys(example)
+        if row.queries <= shared.queries:
             shared_queries[example.query] = None
-        texts = [fold(document) for document in example.documents]
-        positive = [t for t, label in zip(texts, example.labels, strict=True) if label > 0]
-        shared_positives += any(text in positives for text in positive)
-        shared_documents += any(text in documents for text in texts)
-        shared_pairs += sum(query + text in pairs for text in positive)
-    return Leaks(tuple(shared_queries), shared_positives, shared_documents, shared_pairs, dev_rows)
+        shared_positives += not row.positives.isdisjoint(shared.positives)
+        shared_documents += not row.documents.isdisjoint(shared.documents)
+        (query,) = row.queries
+        shared_pairs += sum(
+            query + fold(document) in shared.pairs
+            for document, label in zip(example.documents, example.labels, strict=True)
+            if label > 0
+        )
+    return Leaks(tuple(shared_queries), shared_positives, shared_documents, shared_pairs, len(dev))
+
+
+class _Keys(NamedTuple):
+    """A row's texts, its positives and its (query, positive) pairs, by ``fold``."""
+
+    queries: set[bytes]
+    documents: set[bytes]
+    positives: set[bytes]
+    pairs: set[bytes]
+
+
+def _keys(example: Example) -> _Keys:
+    query, texts = fold(example.query), [fold(document) for document in example.documents]
+    positives = {text for text, label in zip(texts, example.labels, strict=True) if label > 0}
+    return _Keys({query}, set(texts), positives, {query + text for text in positives})

@@ -56,10 +56,24 @@ def test_what_is_no_run(tmp_path: Path) -> None:
 
 def test_ranked_rows_take_the_place_of_the_runs(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run"))
-    lists = [ScoredList(Example("q", ["a", "b"], [0.0, 1.0], query_id="x"), [1.0, 2.0])]
-    rank_rows(run, lists, ["rows.jsonl"])
+    rows = [Example("q", ["a", "b"], [0.0, 1.0], query_id="x")]
+    rank_rows(run, iter([ScoredList(rows[0], [1.0, 2.0])]), rows, ["rows.jsonl"])
     assert run.before is None
     assert run.after == [Record(0, "x", [0.0, 1.0], [1.0, 2.0], None, "q", ["a", "b"])]
+
+
+def test_documents_of_the_worst_rows_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row 1 is ranked wrongly, row 3 next to it; row 0 has nothing to find, row 2 is right."""
+    monkeypatch.setattr("rankwright.report.folder.TEXT_ROWS", 2)
+    run = read_run(make_run(tmp_path / "run"))
+    labels = ([0.0, 0.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0])
+    rows = [Example(f"q{i}", ["a", "b", "c"], y) for i, y in enumerate(labels)]
+    rank_rows(run, (ScoredList(row, [3.0, 2.0, 1.0]) for row in rows), rows, ["rows.jsonl"])
+    assert run.after is not None
+    assert [record.documents is not None for record in run.after] == [False, True, False, True]
+    assert [record.query for record in run.after] == ["q0", "q1", "q2", "q3"]
 
 
 def test_pairs_are_rows_that_stand_in_both() -> None:

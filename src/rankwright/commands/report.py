@@ -91,6 +91,6 @@ def _rank(found: Any, examples: Any, options: ReportArguments, given: dict[str, 
 
     reranker = load_reranker({**given, "model": str(found.folder)})
     with tracked(f"ranking with {found.name}", len(examples)) as advance:
-        lists = reranker.score_examples(examples, advance)
+        scored = reranker.iter_scores(examples, advance)
+        rank_rows(found, scored, examples, list(options.dataset))
     report_truncation(reranker.truncated, reranker, f" by {found.name}")
-    rank_rows(found, lists, list(options.dataset))

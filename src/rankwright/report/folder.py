@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rankwright.calibration import Calibration
 from rankwright.errors import CheckpointError, DataError
-from rankwright.records import Record, read_records
-from rankwright.types import ScoredList
+from rankwright.evaluation import evaluate_scores
+from rankwright.records import TEXT_ROWS, Record, read_records
+from rankwright.types import Example, ScoredList
 
 STATE_FILE = "trainer_state.json"
 METRICS_FILE = "metrics.json"
@@ -130,12 +133,24 @@ def _json(path: Path) -> dict[str, Any]:
     return values
 
 
-def rank_rows(run: Run, lists: Sequence[ScoredList], sources: list[str]) -> None:
+def rank_rows(
+    run: Run, lists: Iterable[ScoredList], examples: Sequence[Example], sources: list[str]
+) -> None:
     """Put rows that were ranked now in the place of the run's own validation rows.
 
-    What was measured before training is of other rows, and is left out.
+    What was measured before training is of other rows, and is left out. Documents are kept of the
+    ``TEXT_ROWS`` rows with the lowest main metric, which are more than are shown.
+
+    Args:
+        run: the run.
+        lists: the scores of the rows, in their order.
+        examples: the rows.
+        sources: where they come from.
+
+    Raises:
+        DataError: they cannot be measured, see ``evaluate_scores``.
     """
-    run.after = [
+    records = [
         Record(
             row,
             scored.example.query_id or str(row),
@@ -143,10 +158,18 @@ def rank_rows(run: Run, lists: Sequence[ScoredList], sources: list[str]) -> None
             scored.scores,
             scored.example.first_stage_scores,
             scored.example.query,
-            scored.example.documents,
         )
         for row, scored in enumerate(lists)
     ]
+    measured = evaluate_scores(
+        [record.scored() for record in records], [run.main_metric], first_stage=False
+    )
+    (values_Q,) = measured.per_query.values()
+    # those without a relevant document are not shown, so they are the last
+    order = np.lexsort((values_Q, ~measured.has_positive))
+    for row in order[:TEXT_ROWS].tolist():
+        records[row] = replace(records[row], documents=examples[row].documents)
+    run.after = records
     run.before = None
     run.rows_from = sources
 

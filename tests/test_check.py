@@ -18,7 +18,6 @@ from rankwright.check import (
     check_rows,
     data_warnings,
     leak_warnings,
-    repeated_rows,
     sample_rows,
     token_statistics,
     token_warnings,
@@ -509,8 +508,9 @@ def test_warnings_of_the_readers_are_listed_once(
 def test_repeated_rows_differ_in_nothing() -> None:
     row = Example("q", ["a", "b"], [1.0, 0.0])
     swapped = Example("q", ["a", "b"], [0.0, 1.0])
-    assert repeated_rows([row, swapped]) == 0
-    assert repeated_rows([row, swapped, Example("q", ["a", "b"], [1.0, 0.0])]) == 1
+    assert dataset_statistics([row, swapped]).repeated_rows == 0
+    again = dataset_statistics([row, swapped, Example("q", ["a", "b"], [1.0, 0.0])])
+    assert again.repeated_rows == 1
 
 
 def test_data_warnings_of_clean_rows_are_none(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from rich.console import Console
 from rankwright.data.readers import read_trec_run
 from rankwright.errors import ConfigError, DataError
 from rankwright.evaluation import (
+    Evaluation,
     Progress,
+    TrecFiles,
     bootstrap_interval,
     evaluate,
     evaluate_scores,
@@ -121,6 +123,65 @@ def test_first_stage_not_asked_for() -> None:
     result = evaluate_scores([scored([1, 0], [2, 1], first=[1, 2])], ["mrr"], first_stage=False)
     assert result.first_stage_metrics is None
     assert result.without_first_stage == 0
+
+
+@pytest.mark.parametrize("first_stage", [True, False])
+def test_lists_measured_in_pieces_are_measured_alike(
+    monkeypatch: pytest.MonkeyPatch, first_stage: bool
+) -> None:
+    """To the last bit, whatever the pieces; only numbers of each query stay in memory."""
+    lists = random_lists(ties=True)
+    rng = np.random.default_rng(6)
+    for one in lists:
+        one.example.first_stage_scores = rng.normal(size=len(one.scores)).tolist()
+        one.example.missed = {"gone": 1.0} if len(one.scores) % 3 == 0 else None
+    if not first_stage:
+        lists[-1].example.first_stage_scores = None
+    whole = evaluate_scores(lists, NAMES)
+    monkeypatch.setattr("rankwright.evaluation.MEASURED_DOCUMENTS", 7)
+    found = Evaluation(NAMES)
+    for one in lists:
+        found.add(one)
+        assert sum(len(held.scores) for held in found._waiting) < 7
+    pieces = found.result()
+    assert pieces.to_dict() == whole.to_dict()
+    assert (whole.first_stage_metrics is not None) == first_stage
+    assert pieces.missed == whole.missed > 0
+
+
+def test_a_broken_first_stage_matters_only_where_it_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rankwright.evaluation.MEASURED_DOCUMENTS", 1)
+    broken = scored([1, 0], [2, 1], first=[math.nan, 0], query_id="a")
+    with pytest.raises(DataError, match=r"in the first-stage scores: .*'a'"):
+        evaluate_scores([broken, scored([1, 0], [2, 1], first=[1, 0])], NAMES)
+    result = evaluate_scores([broken, scored([1, 0], [2, 1])], NAMES)
+    assert (result.without_first_stage, result.first_stage_metrics) == (1, None)
+
+
+def test_trec_files_of_a_stream(tmp_path: Path) -> None:
+    """The same bytes as of lists at once; what TREC cannot hold is said in the end."""
+    lists = random_lists(ties=False)
+    write_trec_run(tmp_path / "whole.trec", lists)
+    write_qrels(tmp_path / "whole.txt", lists)
+    with TrecFiles.into(tmp_path) as files:
+        for one in lists:
+            files.add(one)
+        assert files.write() == ["run.trec", "qrels.txt"]
+    assert (tmp_path / "run.trec").read_bytes() == (tmp_path / "whole.trec").read_bytes()
+    assert (tmp_path / "qrels.txt").read_bytes() == (tmp_path / "whole.txt").read_bytes()
+    (other := tmp_path / "other").mkdir()
+    with TrecFiles.into(other) as files:
+        files.add(scored([0.5, 0], [2, 1], query_id="a"))
+        assert files.write() == ["run.trec"]
+    (twice := tmp_path / "twice").mkdir()
+    with TrecFiles.into(twice) as files:
+        for _ in range(2):
+            files.add(scored([1, 0], [2, 1], query_id="a"))
+        with pytest.raises(DataError, match="query id 'a' occurs twice"):
+            files.write()
+    assert not list(twice.iterdir())
 
 
 def test_json_holds_everything(tmp_path: Path) -> None:

@@ -24,8 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from rankwright.arguments import (
+    DataArguments,
     ModelArguments,
     TunerArguments,
+    cache_folder,
     check_model_arguments,
     load_options,
 )
@@ -33,8 +35,10 @@ from rankwright.data import readers
 from rankwright.data.batches import BatchPlan, GroupDataset, Sampling
 from rankwright.data.collate import Collator
 from rankwright.data.groups import Leaks, leaks
-from rankwright.data.readers import BadRows, LoadedData, load_examples
+from rankwright.data.outline import select
+from rankwright.data.readers import BadRows, LoadedData
 from rankwright.data.stats import DatasetStatistics, Spread, dataset_statistics
+from rankwright.data.store import load_store
 from rankwright.files import expanded
 from rankwright.models.checkpoint import Loaded, LoadOptions, describe, model_limit
 from rankwright.models.lora import add_adapters
@@ -103,7 +107,7 @@ def check_rows(
     for line in bad_rows.report(shown=20):
         out.print(_plain(line), soft_wrap=True)
     statistics = {name: dataset_statistics(data.examples) for name, data in parts.items()}
-    _print_statistics(out, parts, statistics)
+    _print_statistics(out, statistics)
     for name in parts:
         _print_instructions(out, name, statistics[name], loaded)
     shared = leaks(train.examples, val.examples) if val is not None else None
@@ -120,10 +124,7 @@ def check_rows(
             lines, texts = instruction_warnings(statistics[name], loaded, name)
             advice += lines
             too_long |= texts
-        usable = {
-            name: [e for e in data.examples if e.instruction not in too_long]
-            for name, data in parts.items()
-        }
+        usable = {name: _without(data.examples, too_long) for name, data in parts.items()}
         tokens = {name: _sampled_tokens(examples, loaded) for name, examples in usable.items()}
         _print_tokens(out, tokens, loaded)
         advice += token_warnings(tokens["training"], loaded)
@@ -228,8 +229,9 @@ def _load(
             advance(max(rows - read, 0))
             read = rows
 
-        return load_examples(
+        return load_store(
             dataset,
+            cache_folder(DataArguments()),
             instructions=instructions,
             data_format=data_format,
             use_hf=use_hf,
@@ -237,6 +239,14 @@ def _load(
             bad_rows=bad_rows,
             progress=progress,
         )
+
+
+def _without(examples: Sequence[Example], instructions: set[str]) -> Sequence[Example]:
+    """The rows that have none of these instructions."""
+    if not instructions:
+        return examples
+    kept = [i for i, example in enumerate(examples) if example.instruction not in instructions]
+    return select(examples, kept)
 
 
 @contextmanager
@@ -271,9 +281,7 @@ def _print_sources(out: Console, name: str, data: LoadedData) -> None:
         out.print()
 
 
-def _print_statistics(
-    out: Console, parts: dict[str, LoadedData], statistics: dict[str, DatasetStatistics]
-) -> None:
+def _print_statistics(out: Console, statistics: dict[str, DatasetStatistics]) -> None:
     names = list(statistics)
     table = _table("Rows (minimum / median / maximum)", ["", *names], right=names)
 
@@ -287,7 +295,7 @@ def _print_statistics(
     line("negatives of a row", lambda n: _spread(statistics[n].negatives))
     line("rows without positive", lambda n: f"{statistics[n].without_positive:,}")
     line("rows without negative", lambda n: f"{statistics[n].without_negative:,}")
-    line("rows that stand twice", lambda n: f"{repeated_rows(parts[n].examples):,}")
+    line("rows that stand twice", lambda n: f"{statistics[n].repeated_rows:,}")
     line("rows of an earlier query", lambda n: f"{statistics[n].repeated_queries:,}")
     line("documents twice in a row", lambda n: f"{statistics[n].repeated_documents:,}")
     line("labels", lambda n: ", ".join(f"{y:g}: {c:,}" for y, c in statistics[n].labels[:4]))
@@ -350,12 +358,6 @@ def instruction_warnings(
     return lines, set(too_long)
 
 
-def repeated_rows(examples: Sequence[Example]) -> int:
-    """How many rows are an earlier one again: same query, documents and labels."""
-    different = {(e.query, tuple(e.documents), tuple(e.labels)) for e in examples}
-    return len(examples) - len(different)
-
-
 def _print_leaks(out: Console, shared: Leaks | None) -> None:
     if shared is None:
         out.print("Leaks between training and validation are looked for with --val_dataset.\n")
@@ -378,7 +380,7 @@ def data_warnings(data: LoadedData, statistics: DatasetStatistics, part: str) ->
         part: what to call them.
     """
     dropped = data.report.dropped
-    again = repeated_rows(data.examples)
+    again = statistics.repeated_rows
     candidates = [
         (
             statistics.without_positive,

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, Self
 from urllib.parse import quote
 
 import numpy as np
@@ -30,17 +32,21 @@ from rankwright.files import replacing_text
 from rankwright.metrics import (
     BoolArray,
     FloatArray,
+    IntArray,
     has_positive,
     mean_metrics,
     parse_metric,
     parse_metrics,
     per_query_metrics,
-    tie_rate,
+    tied_pairs,
 )
 from rankwright.types import Example, ScoredList
 
 #: Called with the number of examples finished since its last call.
 Progress = Callable[[int], None]
+
+# documents whose metrics are computed at a time
+MEASURED_DOCUMENTS = 2**14
 
 
 class Scorer(Protocol):
@@ -155,7 +161,7 @@ def _plain(per_query: Mapping[str, FloatArray]) -> dict[str, list[float]]:
 
 
 def evaluate_scores(
-    lists: Sequence[ScoredList], names: Sequence[str], *, first_stage: bool = True
+    lists: Iterable[ScoredList], names: Sequence[str], *, first_stage: bool = True
 ) -> EvaluationResult:
     """Compute the metrics of scored candidate lists.
 
@@ -172,48 +178,141 @@ def evaluate_scores(
         DataError: there is no list, a list is empty or its lengths differ, a score is not finite,
             or no query has a relevant document.
     """
-    if not lists:
-        raise DataError("there are no queries to evaluate; give at least one with its candidates")
-    query_ids = tuple(_query_id(scored.example, i) for i, scored in enumerate(lists))
-    for query_id, scored in zip(query_ids, lists, strict=True):
+    found = Evaluation(names, first_stage=first_stage)
+    for scored in lists:
+        found.add(scored)
+    return found.result()
+
+
+class Evaluation:
+    """``evaluate_scores`` of lists that come one after the other: numbers stay, texts do not.
+
+    Args:
+        names: see there.
+        first_stage: see there.
+    """
+
+    def __init__(self, names: Sequence[str], *, first_stage: bool = True) -> None:
+        self._names = names
+        self._first_stage = first_stage
+        self._waiting: list[ScoredList] = []
+        self._waiting_ids: list[str] = []
+        self._waiting_documents = 0
+        self._query_ids: list[str] = []
+        self._kept: list[BoolArray] = []
+        self._own = _Measured(names)
+        self._before = _Measured(names)
+        self._before_error: DataError | None = None
+        self._documents = self._missed = self._without = 0
+
+    def add(self, scored: ScoredList) -> None:
+        """Take the next query's list.
+
+        Raises:
+            ConfigError: see ``evaluate_scores``.
+            DataError: see there.
+        """
+        query_id = _query_id(scored.example, len(self._query_ids))
         _check_lengths(query_id, scored)
-    labels_P = np.concatenate([np.asarray(s.example.labels, np.float64) for s in lists])
-    scores_P = np.concatenate([np.asarray(s.scores, np.float64) for s in lists])
-    offsets_Q = np.cumsum([0] + [len(s.scores) for s in lists])
+        self._query_ids.append(query_id)
+        self._waiting_ids.append(query_id)
+        self._waiting.append(scored)
+        self._waiting_documents += len(scored.scores)
+        if self._waiting_documents >= MEASURED_DOCUMENTS:
+            self._measure()
 
-    kept_Q = has_positive(labels_P, offsets_Q, query_ids=query_ids)
-    kept_Q |= np.array([any(y > 0 for y in _missed(s.example)) for s in lists], bool)
-    found_Q = _found_shares(lists, names)
+    def result(self) -> EvaluationResult:
+        """The metrics of all lists.
 
-    def measure(values_P: FloatArray) -> tuple[dict[str, float], dict[str, FloatArray], float]:
-        values = per_query_metrics(values_P, labels_P, offsets_Q, names, query_ids=query_ids)
-        values = {name: values_Q * found_Q[name] for name, values_Q in values.items()}
-        return mean_metrics(values, kept_Q), values, tie_rate(values_P, labels_P, offsets_Q)
+        Raises:
+            ConfigError: see ``evaluate_scores``.
+            DataError: see there.
+        """
+        if not self._query_ids:
+            raise DataError(
+                "there are no queries to evaluate; give at least one with its candidates"
+            )
+        self._measure()
+        kept_Q = np.concatenate(self._kept)
+        means, per_query, ties = self._own.result(kept_Q)
+        before = None
+        if self._first_stage and not self._without:
+            if self._before_error is not None:
+                raise self._before_error
+            before = self._before.result(kept_Q)
+        return EvaluationResult(
+            metrics=means,
+            per_query=per_query,
+            query_ids=tuple(self._query_ids),
+            has_positive=kept_Q,
+            tie_rate=ties,
+            documents=self._documents,
+            first_stage_metrics=before[0] if before else None,
+            first_stage_per_query=before[1] if before else None,
+            first_stage_tie_rate=before[2] if before else None,
+            without_first_stage=self._without,
+            missed=self._missed,
+        )
 
-    means, per_query, ties = measure(scores_P)
-    without = sum(s.example.first_stage_scores is None for s in lists) if first_stage else 0
-    before: tuple[dict[str, float], dict[str, FloatArray], float] | None = None
-    if first_stage and not without:
+    def _measure(self) -> None:
+        """Measure what waits, all of it at a time."""
+        lists, query_ids = self._waiting, self._waiting_ids
+        self._waiting, self._waiting_ids, self._waiting_documents = [], [], 0
+        if not lists:
+            return
+        labels_P = np.concatenate([np.asarray(s.example.labels, np.float64) for s in lists])
+        scores_P = np.concatenate([np.asarray(s.scores, np.float64) for s in lists])
+        offsets_Q = np.cumsum([0] + [len(s.scores) for s in lists])
+        kept_Q = has_positive(labels_P, offsets_Q, query_ids=query_ids)
+        kept_Q |= np.array([any(y > 0 for y in _missed(s.example)) for s in lists], bool)
+        found_Q = _found_shares(lists, self._names)
+        self._own.add(scores_P, labels_P, offsets_Q, found_Q, query_ids)
+        self._kept.append(kept_Q)
+        self._documents += len(scores_P)
+        self._missed += sum(y > 0 for s in lists for y in _missed(s.example))
+        if not self._first_stage:
+            return
+        self._without += sum(s.example.first_stage_scores is None for s in lists)
+        if self._without or self._before_error is not None:
+            return
         retrieved_P = np.concatenate(
             [np.asarray(s.example.first_stage_scores, np.float64) for s in lists]
         )
         try:
-            before = measure(retrieved_P)
+            self._before.add(retrieved_P, labels_P, offsets_Q, found_Q, query_ids)
         except DataError as error:
-            raise DataError(f"in the first-stage scores: {error}") from None
-    return EvaluationResult(
-        metrics=means,
-        per_query=per_query,
-        query_ids=query_ids,
-        has_positive=kept_Q,
-        tie_rate=ties,
-        documents=int(offsets_Q[-1]),
-        first_stage_metrics=before[0] if before else None,
-        first_stage_per_query=before[1] if before else None,
-        first_stage_tie_rate=before[2] if before else None,
-        without_first_stage=without,
-        missed=sum(y > 0 for s in lists for y in _missed(s.example)),
-    )
+            # said only if every row has such scores, which is known in the end
+            self._before_error = DataError(f"in the first-stage scores: {error}")
+
+
+class _Measured:
+    """Metrics of one kind of scores."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._values: dict[str, list[FloatArray]] = {}
+        self._tied = self._pairs = 0
+
+    def add(
+        self,
+        scores_P: FloatArray,
+        labels_P: FloatArray,
+        offsets_Q: IntArray,
+        found_Q: dict[str, FloatArray],
+        query_ids: Sequence[str],
+    ) -> None:
+        values = per_query_metrics(scores_P, labels_P, offsets_Q, self._names, query_ids=query_ids)
+        for name, values_Q in values.items():
+            self._values.setdefault(name, []).append(values_Q * found_Q[name])
+        tied, pairs = tied_pairs(scores_P, labels_P, offsets_Q)
+        self._tied += tied
+        self._pairs += pairs
+
+    def result(self, kept_Q: BoolArray) -> tuple[dict[str, float], dict[str, FloatArray], float]:
+        """Means, values per query, tie rate."""
+        per_query = {name: np.concatenate(parts) for name, parts in self._values.items()}
+        ties = self._tied / self._pairs if self._pairs else 0.0
+        return mean_metrics(per_query, kept_Q), per_query, ties
 
 
 def _missed(example: Example) -> list[float]:
@@ -374,25 +473,29 @@ def _token(text: str, what: str) -> str:
     )
 
 
-def trec_ids(
-    lists: Sequence[ScoredList],
-) -> Iterator[tuple[str, list[str], ScoredList]]:
-    """Yield query id, document ids and list, as a TREC file spells them.
+class TrecIds:
+    """Query and document ids as a TREC file spells them, list after list."""
 
-    Raises:
-        DataError: lengths differ, or an id is empty or occurs twice.
-    """
-    seen: set[str] = set()
-    for index, scored in enumerate(lists):
-        raw_id = _query_id(scored.example, index)
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self._count = 0
+
+    def of(self, scored: ScoredList) -> tuple[str, list[str]]:
+        """Query id and document ids of the next list.
+
+        Raises:
+            DataError: lengths differ, or an id is empty or occurs twice.
+        """
+        raw_id = _query_id(scored.example, self._count)
+        self._count += 1
         _check_lengths(raw_id, scored)
         query_id = _token(raw_id, "query id")
-        if query_id in seen:
+        if query_id in self._seen:
             raise DataError(
                 f"query id {query_id!r} occurs twice; a TREC file would merge the two; "
                 "give each query its own query_id"
             )
-        seen.add(query_id)
+        self._seen.add(query_id)
         documents = [_token(d, "document id") for d in _document_ids(scored.example, raw_id)]
         if len(set(documents)) != len(documents):
             twice = next(d for i, d in enumerate(documents) if d in documents[:i])
@@ -400,7 +503,20 @@ def trec_ids(
                 f"query {query_id!r} lists document id {twice!r} twice; "
                 "a TREC file allows it once; remove the duplicate"
             )
-        yield query_id, documents, scored
+        return query_id, documents
+
+
+def trec_ids(
+    lists: Iterable[ScoredList],
+) -> Iterator[tuple[str, list[str], ScoredList]]:
+    """Yield query id, document ids and list, as a TREC file spells them.
+
+    Raises:
+        DataError: see ``TrecIds.of``.
+    """
+    ids = TrecIds()
+    for scored in lists:
+        yield *ids.of(scored), scored
 
 
 def write_trec_run(path: str | Path, lists: Sequence[ScoredList], tag: str = "rankwright") -> None:
@@ -423,19 +539,21 @@ def write_trec_run(path: str | Path, lists: Sequence[ScoredList], tag: str = "ra
         DataError: lengths differ, a score is not finite, or an id is empty or occurs twice.
     """
     run_tag = _token(tag, "run tag")
-    lines = []
-    for query_id, documents, scored in trec_ids(lists):
-        if not all(math.isfinite(score) for score in scored.scores):
-            raise DataError(
-                f"query {query_id!r} has a score that is NaN or infinite; scores must be finite; "
-                "look for an overflow in the model or its training"
-            )
-        ranked = sorted(zip(map(float, scored.scores), documents, strict=True), reverse=True)
-        lines += [
-            f"{query_id} Q0 {document} {rank} {score!r} {run_tag}\n"
-            for rank, (score, document) in enumerate(ranked, start=1)
-        ]
-    write_text(path, "".join(lines))
+    _write_parts(path, (_run_text(*found, run_tag) for found in trec_ids(lists)))
+
+
+def _run_text(query_id: str, documents: list[str], scored: ScoredList, tag: str) -> str:
+    """A query's lines of a run."""
+    if not all(math.isfinite(score) for score in scored.scores):
+        raise DataError(
+            f"query {query_id!r} has a score that is NaN or infinite; scores must be finite; "
+            "look for an overflow in the model or its training"
+        )
+    ranked = sorted(zip(map(float, scored.scores), documents, strict=True), reverse=True)
+    return "".join(
+        f"{query_id} Q0 {document} {rank} {score!r} {tag}\n"
+        for rank, (score, document) in enumerate(ranked, start=1)
+    )
 
 
 def read_qrels(path: str | Path) -> dict[str, dict[str, float]]:
@@ -497,18 +615,85 @@ def write_qrels(path: str | Path, lists: Sequence[ScoredList]) -> None:
         DataError: a label is no integer (trec_eval would cut 0.9 to 0), or as
             :func:`write_trec_run`.
     """
+    _write_parts(path, (_qrels_text(*found) for found in trec_ids(lists)))
+
+
+def _qrels_text(query_id: str, documents: list[str], scored: ScoredList) -> str:
+    """A query's judgements."""
     lines = []
-    for query_id, documents, scored in trec_ids(lists):
-        for document, label in zip(documents, scored.example.labels, strict=True):
-            if not float(label).is_integer():
-                raise DataError(
-                    f"query {query_id!r} has the label {label}; TREC judgements are integers; "
-                    "scale or round soft labels first"
-                )
-            lines.append(f"{query_id} 0 {document} {int(label)}\n")
-        for document, label in (scored.example.missed or {}).items():
-            lines.append(f"{query_id} 0 {_token(document, 'document id')} {int(label)}\n")
-    write_text(path, "".join(lines))
+    for document, label in zip(documents, scored.example.labels, strict=True):
+        if not float(label).is_integer():
+            raise DataError(
+                f"query {query_id!r} has the label {label}; TREC judgements are integers; "
+                "scale or round soft labels first"
+            )
+        lines.append(f"{query_id} 0 {document} {int(label)}\n")
+    for document, label in (scored.example.missed or {}).items():
+        lines.append(f"{query_id} 0 {_token(document, 'document id')} {int(label)}\n")
+    return "".join(lines)
+
+
+class TrecFiles:
+    """``run.trec`` and ``qrels.txt`` of lists that come one after the other.
+
+    What cannot be written as TREC does not keep the lists from being measured: it is an error in
+    the end.
+
+    Args:
+        folder: where they are written, once all lists are there.
+        run: a file for the run until then.
+        qrels: one for the judgements.
+    """
+
+    def __init__(self, folder: Path, run: IO[str], qrels: IO[str]) -> None:
+        self._folder = folder
+        self._ids = TrecIds()
+        self._run = run
+        self._qrels = qrels
+        self._whole_labels = True
+        self._error: DataError | None = None
+
+    @classmethod
+    @contextmanager
+    def into(cls, folder: Path) -> Iterator[Self]:
+        """Files that are kept in the folder without a name until they are written."""
+        options: dict[str, Any] = {"encoding": "utf-8", "newline": "\n", "dir": folder}
+        with (
+            tempfile.TemporaryFile("w+", **options) as run,
+            tempfile.TemporaryFile("w+", **options) as qrels,
+        ):
+            yield cls(folder, run, qrels)
+
+    def add(self, scored: ScoredList) -> None:
+        """Take the next query's list."""
+        if self._error is not None:
+            return
+        try:
+            query_id, documents = self._ids.of(scored)
+            self._run.write(_run_text(query_id, documents, scored, "rankwright"))
+            self._whole_labels &= all(float(y).is_integer() for y in scored.example.labels)
+            if self._whole_labels:
+                self._qrels.write(_qrels_text(query_id, documents, scored))
+        except DataError as error:
+            self._error = error
+
+    def write(self) -> list[str]:
+        """Write the files.
+
+        Returns:
+            Their names; without the judgements where a label is no whole number.
+
+        Raises:
+            ConfigError: one cannot be written.
+            DataError: see ``write_trec_run``.
+        """
+        if self._error is not None:
+            raise self._error
+        files = {"run.trec": self._run} | ({"qrels.txt": self._qrels} if self._whole_labels else {})
+        for name, file in files.items():
+            file.seek(0)
+            _write_parts(self._folder / name, file)
+        return list(files)
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:
@@ -521,9 +706,13 @@ def write_text(path: str | Path, text: str) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
+    _write_parts(path, [text])
+
+
+def _write_parts(path: str | Path, parts: Iterable[str]) -> None:
     try:
         with replacing_text(Path(path)) as file:
-            file.write(text)
+            file.writelines(parts)
     except OSError as error:
         raise ConfigError(f"cannot write {path} ({_reason(error)}); choose another path") from None
 

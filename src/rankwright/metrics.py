@@ -576,11 +576,23 @@ def tie_rate(
     Raises:
         DataError: scores, labels or offsets are not as above.
     """
+    tied, total = tied_pairs(scores, labels, offsets, query_ids=query_ids)
+    return tied / total if total else 0.0
+
+
+def tied_pairs(
+    scores: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    offsets: npt.ArrayLike,
+    *,
+    query_ids: Sequence[str] | None = None,
+) -> tuple[int, int]:
+    """The pairs that :func:`tie_rate` counts: how many are tied, of how many."""
     scores_P, labels_P, offsets_Q = _checked(scores, labels, offsets, query_ids)
     blocks = _blocks(scores_P, labels_P, offsets_Q)
     tied = _pairs(blocks.size_B) - _pairs(_run_lengths(blocks.block_P, blocks.labels_P))
     total = _pairs(np.diff(offsets_Q)) - _pairs(_run_lengths(_query_index(offsets_Q), labels_P))
-    return tied / total if total else 0.0
+    return tied, total
 
 
 def _pairs(counts: IntArray) -> int:

@@ -41,8 +41,8 @@ from rankwright import retrieval
 from rankwright.arguments import MiningArguments, check_mining_arguments, unknown_argument
 from rankwright.data import readers
 from rankwright.data.cache import META, arrow_file, cached, digest
-from rankwright.data.readers import BadRows
-from rankwright.data.store import file_stamp, load_store
+from rankwright.data.readers import BadRows, file_stamp
+from rankwright.data.store import load_store
 from rankwright.errors import ConfigError, DataError
 from rankwright.files import read_marker, replacing, write_marker
 from rankwright.progress import console, tracked

@@ -9,11 +9,13 @@ block, ``H`` size of an embedding.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +247,8 @@ def bm25_first_stage(top_k: int) -> FirstStage:
                 advance(1)
         return run
 
-    return FirstStage(search, top_k)
+    code = inspect.getsource(inspect.getmodule(BM25))  # type: ignore[arg-type]
+    return FirstStage(search, top_k, ("bm25", code, version("bm25s"), version("PyStemmer")))
 
 
 def dense_folder(name: str, *, use_hf: bool = True) -> Path:

@@ -30,6 +30,7 @@ def test_counts() -> None:
         negatives=Spread(0, 1, 2, 4),
         without_positive=1,
         without_negative=1,
+        repeated_rows=0,
         repeated_queries=1,
         repeated_documents=2,
         contradictions=1,

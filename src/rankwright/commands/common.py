@@ -129,12 +129,15 @@ def load_rows(
         first_stage: where the candidates of a BEIR folder come from.
         output: a file of the command's results, beside which refused rows are written.
     """
-    from rankwright.data.readers import JUDGED_ALONE, load_examples
+    from rankwright.arguments import DataArguments, cache_folder
+    from rankwright.data.readers import JUDGED_ALONE
+    from rankwright.data.store import load_store
     from rankwright.progress import console
 
     rows, bad_rows = own(RowArguments, given), bad_rows_policy(given)
-    data = load_examples(
+    data = load_store(
         dataset,
+        cache_folder(DataArguments()),
         instructions=rows.instructions,
         data_format=rows.data_format,
         split=rows.split,

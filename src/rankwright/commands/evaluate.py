@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from rankwright.errors import ConfigError
 
 if TYPE_CHECKING:
     from rankwright.data.readers import FirstStage
+    from rankwright.evaluation import EvaluationResult
 
 
 @dataclass
@@ -85,7 +87,7 @@ def run(words: list[str]) -> int:
         raise ConfigError("--dataset and --mteb_tasks exclude each other; give one")
     if options.top_k < 1:
         raise ConfigError(f"--top_k {options.top_k} is less than 1")
-    from rankwright.evaluation import evaluate_scores, metrics_table, write_qrels, write_trec_run
+    from rankwright.evaluation import Evaluation, TrecFiles
     from rankwright.metrics import parse_metrics
     from rankwright.progress import console, tracked
 
@@ -99,9 +101,32 @@ def run(words: list[str]) -> int:
     rows_file = None if options.output is None else Path(options.output) / "rows.jsonl"
     examples = load_rows(options.dataset, given, _first_stage(options), output=rows_file)
     reranker = load_reranker(given)
-    with tracked("ranking", len(examples)) as advance:
-        lists = reranker.score_examples(examples, advance)
-    result = evaluate_scores(lists, options.metrics)
+    evaluation = Evaluation(options.metrics)
+    with nullcontext() if options.output is None else TrecFiles.into(Path(options.output)) as trec:
+        with tracked("ranking", len(examples)) as advance:
+            for scored in reranker.iter_scores(examples, advance):
+                evaluation.add(scored)
+                if trec is not None:
+                    trec.add(scored)
+        result = evaluation.result()
+        _print(result)
+        report_truncation(reranker.truncated, reranker)
+        if trec is not None:
+            folder = Path(options.output)
+            result.save_json(folder / "metrics.json")
+            written = ["metrics.json", *trec.write()]
+            if "qrels.txt" not in written:
+                console.print(
+                    "no qrels.txt: TREC's judgements are whole numbers, these labels are not"
+                )
+            console.print(f"written to {folder}: {', '.join(written)}")
+    return 0
+
+
+def _print(result: EvaluationResult) -> None:
+    from rankwright.evaluation import metrics_table
+    from rankwright.progress import console
+
     rows = {"model": result.row}
     if result.first_stage_row is not None:
         rows = {"first stage": result.first_stage_row, **rows}
@@ -111,19 +136,6 @@ def run(words: list[str]) -> int:
     if result.without_positive:
         title += f"; {result.without_positive} queries without a positive are left out of the means"
     console.print(metrics_table(rows, title))
-    report_truncation(reranker.truncated, reranker)
-    if options.output is not None:
-        folder = Path(options.output)
-        result.save_json(folder / "metrics.json")
-        write_trec_run(folder / "run.trec", lists)
-        written = "metrics.json, run.trec"
-        if all(float(y).is_integer() for scored in lists for y in scored.example.labels):
-            write_qrels(folder / "qrels.txt", lists)
-            written += ", qrels.txt"
-        else:
-            console.print("no qrels.txt: TREC's judgements are whole numbers, these labels are not")
-        console.print(f"written to {folder}: {written}")
-    return 0
 
 
 def _first_stage(options: EvaluateArguments) -> FirstStage | None:

@@ -204,15 +204,16 @@ def _write_scores(given: dict[str, Any], options: Any, *, others: bool) -> int:
 
 
 def _key(given: dict[str, Any], rows: Any) -> list[Any]:
-    """What a line depends on: the rows, the files of the model and the arguments."""
-    from rankwright.data.store import file_stamp
+    """What a line depends on: the code, the rows, the files of the model and the arguments."""
+    from rankwright import __version__
+    from rankwright.data.readers import file_stamp
     from rankwright.hub import resolve_model
 
     model = model_arguments(given)
     folder = resolve_model(model.model, use_hf=model.use_hf, revision=model.revision)
     stamps = [file_stamp(file) for file in sorted(folder.rglob("*")) if file.is_file()]
     known = {name: value for name, value in given.items() if name != "batch_tokens"}
-    return [rows, stamps, known]
+    return [__version__, rows, stamps, known]
 
 
 def _again(done: int) -> str:
@@ -311,8 +312,7 @@ def _rank_file(
     processes: Any,
     bad_rows: Any,
 ) -> None:
-    from rankwright.data.readers import iter_queries
-    from rankwright.data.store import file_stamp
+    from rankwright.data.readers import file_stamp, iter_queries
     from rankwright.progress import console, tracked
     from rankwright.shares import write_lines
 

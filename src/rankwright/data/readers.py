@@ -1613,10 +1613,12 @@ class FirstStage:
     Attributes:
         search: from the folder and its judged queries (id -> text) to a run.
         top_k: documents kept of each query, the best ones; of equal ones those that come first.
+        key: what the run depends on beside the folder's files.
     """
 
     search: Callable[[Path, Mapping[str, str]], Run]
     top_k: int
+    key: tuple[Any, ...]
 
 
 def run_file(path: Path, top_k: int) -> FirstStage:
@@ -1626,7 +1628,14 @@ def run_file(path: Path, top_k: int) -> FirstStage:
         path: the file, which may be gzipped.
         top_k: see ``FirstStage``.
     """
-    return FirstStage(lambda *_: read_trec_run(path), top_k)
+    return FirstStage(lambda *_: read_trec_run(path), top_k, ("run", *file_stamp(path)))
+
+
+def file_stamp(path: Path) -> tuple[str, str, int, int]:
+    """What a file is known by between runs: its names, its size, the time of its change."""
+    # its name, too: links of a hub's snapshot may change theirs, and splits are told by it
+    status = path.stat()
+    return str(path), str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
 def _first(ranked: Mapping[str, float], count: int) -> dict[str, float]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
+import hashlib
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rankwright.types import Example
 
@@ -20,11 +24,14 @@ class Spread:
     total: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[int]) -> Spread:
         """Summarise numbers."""
-        if not values:
+        if not len(values):
             return cls(0, 0, 0, 0)
-        return cls(min(values), statistics.median(values), max(values), sum(values))
+        numbers = np.asarray(values, np.int64)
+        return cls(
+            int(numbers.min()), float(np.median(numbers)), int(numbers.max()), int(numbers.sum())
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,7 @@ class DatasetStatistics:
         negatives: negatives of an example.
         without_positive: examples that hold none.
         without_negative: examples that hold none.
+        repeated_rows: examples that are an earlier one again: same query, documents and labels.
         repeated_queries: examples whose query stands in an earlier one.
         repeated_documents: documents that stand earlier in their own example.
         contradictions: negatives whose text is also a positive of their example. The readers leave
@@ -60,6 +68,7 @@ class DatasetStatistics:
     negatives: Spread
     without_positive: int
     without_negative: int
+    repeated_rows: int
     repeated_queries: int
     repeated_documents: int
     contradictions: int
@@ -74,7 +83,7 @@ class DatasetStatistics:
 
 
 def dataset_statistics(examples: Sequence[Example]) -> DatasetStatistics:
-    """Count what a dataset holds.
+    """Count what a dataset holds, with some numbers a row in memory and no texts.
 
     Args:
         examples: as a reader gave them.
@@ -82,44 +91,109 @@ def dataset_statistics(examples: Sequence[Example]) -> DatasetStatistics:
     Returns:
         The counts.
     """
-    positives_of: dict[str, set[str]] = {}
-    positives: list[int] = []
-    contradictions = repeated_documents = 0
+    documents, positives, negatives = array("q"), array("q"), array("q")
+    query_characters, document_characters = array("q"), array("q")
+    queries, rows = bytearray(), bytearray()
+    contradictions = repeated_documents = first_stage = teacher = 0
     labels: Counter[float] = Counter()
+    instructions: Counter[str] = Counter()
     for example in examples:
+        positive = sum(label > 0 for label in example.labels)
+        documents.append(len(example.documents))
+        positives.append(positive)
+        negatives.append(len(example.documents) - positive)
+        query_characters.append(len(example.query))
+        document_characters.extend(map(len, example.documents))
+        queries += _digest([example.query])
+        rows += _digest(
+            [example.query, *example.documents, *(repr(y + 0.0) for y in example.labels)]
+        )
         labels.update(example.labels)
-        pairs = list(zip(example.documents, example.labels, strict=True))
-        relevant = {document for document, label in pairs if label > 0}
-        positives_of.setdefault(example.query, set()).update(relevant)
-        positives.append(sum(label > 0 for label in example.labels))
-        contradictions += sum(not label > 0 and document in relevant for document, label in pairs)
-        repeated_documents += len(pairs) - len(set(example.documents))
-    # of the queries that stand in several rows, since a row's own contradictions are counted above
-    any_contradictions = sum(
-        not label > 0 and document in positives_of[example.query]
-        for example in examples
-        for document, label in zip(example.documents, example.labels, strict=True)
-    )
-    counts = [len(example.documents) for example in examples]
-    negatives = [count - positive for count, positive in zip(counts, positives, strict=True)]
+        relevant = set(_relevant(example))
+        contradictions += sum(text in relevant for text in _irrelevant(example))
+        repeated_documents += len(example.documents) - len(set(example.documents))
+        first_stage += example.first_stage_scores is not None
+        teacher += example.teacher_scores is not None
+        if example.instruction:
+            instructions[example.instruction] += 1
+    counts_N = _counts(queries)
     return DatasetStatistics(
         rows=len(examples),
-        documents=Spread.of(counts),
+        documents=Spread.of(documents),
         positives=Spread.of(positives),
         negatives=Spread.of(negatives),
         without_positive=positives.count(0),
         without_negative=negatives.count(0),
-        repeated_queries=len(examples) - len(positives_of),
+        repeated_rows=len(examples) - _different(rows),
+        repeated_queries=len(examples) - _different(queries),
         repeated_documents=repeated_documents,
         contradictions=contradictions,
-        contradictions_across=any_contradictions - contradictions,
+        contradictions_across=_contradictions_across(examples, np.flatnonzero(counts_N > 1)),
         graded=any(label not in (0.0, 1.0) for label in labels),
         labels=tuple(labels.most_common(10)),
-        first_stage=sum(example.first_stage_scores is not None for example in examples),
-        teacher=sum(example.teacher_scores is not None for example in examples),
-        instructions=tuple(Counter(e.instruction for e in examples if e.instruction).most_common()),
-        query_characters=Spread.of([len(example.query) for example in examples]),
-        document_characters=Spread.of(
-            [len(document) for example in examples for document in example.documents]
-        ),
+        first_stage=first_stage,
+        teacher=teacher,
+        instructions=tuple(instructions.most_common()),
+        query_characters=Spread.of(query_characters),
+        document_characters=Spread.of(document_characters),
     )
+
+
+def _relevant(example: Example) -> Iterator[str]:
+    return (d for d, y in zip(example.documents, example.labels, strict=True) if y > 0)
+
+
+def _irrelevant(example: Example) -> Iterator[str]:
+    return (d for d, y in zip(example.documents, example.labels, strict=True) if not y > 0)
+
+
+def _contradictions_across(examples: Sequence[Example], places: NDArray[np.int64]) -> int:
+    """Negatives that are a positive of another of these rows of the same query, not of their own.
+
+    Args:
+        examples: all rows.
+        places: those whose query stands in several.
+    """
+    positives_of: dict[str, set[str]] = {}
+    for place in places.tolist():
+        example = examples[place]
+        positives_of.setdefault(example.query, set()).update(_relevant(example))
+    found = 0
+    for place in places.tolist():
+        example = examples[place]
+        # a row's own contradictions are counted by themselves
+        elsewhere = positives_of[example.query].difference(_relevant(example))
+        found += sum(text in elsewhere for text in _irrelevant(example))
+    return found
+
+
+def _digest(texts: list[str]) -> bytes:
+    """16 bytes that stand for some texts."""
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.digest()
+
+
+def _sorted(digests: bytearray) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The order of the digests, and where in it a new one begins."""
+    keys = np.frombuffer(digests, np.uint64).reshape(-1, 2)
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    ordered = keys[order]
+    first = np.ones(len(keys), np.bool_)
+    first[1:] = (ordered[1:] != ordered[:-1]).any(1)
+    return order, first
+
+
+def _different(digests: bytearray) -> int:
+    return int(_sorted(digests)[1].sum())
+
+
+def _counts(digests: bytearray) -> NDArray[np.int64]:
+    """How often each digest stands there."""
+    order, first = _sorted(digests)
+    which = np.cumsum(first) - 1
+    counts = np.empty(len(order), np.int64)
+    counts[order] = np.bincount(which)[which] if len(which) else 0
+    return counts

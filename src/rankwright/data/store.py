@@ -43,6 +43,7 @@ from rankwright.data.outline import (
 )
 from rankwright.data.readers import (
     BadRows,
+    FirstStage,
     LoadedData,
     LoadReport,
     Progress,
@@ -51,6 +52,7 @@ from rankwright.data.readers import (
     Source,
     count_repeated_ids,
     dataset_instructions,
+    file_stamp,
     id_key,
     iter_datasets,
     load_examples,
@@ -257,6 +259,7 @@ def load_store(
     purpose: Purpose = "train",
     bad_rows: BadRows | None = None,
     progress: Progress | None = None,
+    first_stage: FirstStage | None = None,
     rebuild: bool = False,
 ) -> LoadedData:
     """``load_examples`` with the rows on disk.
@@ -273,6 +276,7 @@ def load_store(
         purpose: see there.
         bad_rows: see there.
         progress: see there.
+        first_stage: see there.
         rebuild: read the rows anew.
 
     Returns:
@@ -298,7 +302,14 @@ def load_store(
 
     def in_memory() -> LoadedData:
         bad_rows.go_back(before)
-        return load_examples(dataset, seed=seed, bad_rows=bad_rows, progress=progress, **options)
+        return load_examples(
+            dataset,
+            seed=seed,
+            bad_rows=bad_rows,
+            progress=progress,
+            first_stage=first_stage,
+            **options,
+        )
 
     files = source_files(dataset, use_hf=use_hf, revision=revision)
     if cache is None or files is None:
@@ -310,6 +321,7 @@ def load_store(
         "dataset": names,
         "files": [file_stamp(path) for path in files],
         "options": options,
+        "first_stage": first_stage and [first_stage.key, first_stage.top_k],
         # what was skipped is written down again, and counts again
         "skipped": bad_rows.on_bad_row == "skip" and bad_rows.max_bad_rows - bad_rows.lines,
         # it only chooses samples
@@ -323,7 +335,13 @@ def load_store(
         report, sources = LoadReport(), list[Source]()
         bad_rows.go_back(before)
         found = iter_datasets(
-            dataset, report, sources, bad_rows=bad_rows, progress=progress, **options
+            dataset,
+            report,
+            sources,
+            bad_rows=bad_rows,
+            progress=progress,
+            first_stage=first_stage,
+            **options,
         )
         _write(folder, found, report, seed)
         values = {
@@ -363,13 +381,6 @@ def release_unused() -> None:
     import pyarrow as pa
 
     pa.default_memory_pool().release_unused()
-
-
-def file_stamp(path: Path) -> tuple[str, str, int, int]:
-    """What a file is known by between runs: its names, its size, the time of its change."""
-    # its name, too: links of a hub's snapshot may change theirs, and splits are told by it
-    status = path.stat()
-    return str(path), str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
 def _write(folder: Path, datasets: Any, report: LoadReport, seed: int) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import functools
 import ipaddress
 import logging
 import os
 import signal
 import socket
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -20,6 +22,9 @@ from rankwright.errors import ConfigError
 from rankwright.server.app import Service
 
 logger = logging.getLogger(__name__)
+
+# ticks of a tenth of a second between two times that unused memory is given back
+TRIM_EVERY = 300
 
 
 def is_loopback(host: str) -> bool:
@@ -152,8 +157,17 @@ class Server(uvicorn.Server):
             gate.give_up()
         if gate.stopping and not gate.in_flight:
             self.should_exit = True
+        if counter % TRIM_EVERY == TRIM_EVERY - 1:
+            await asyncio.to_thread(_trim)
         stop: bool = await super().on_tick(counter)
         return stop
+
+
+def _trim() -> None:
+    """Give back what the C library keeps between batches of ever other lengths (docs/log.md)."""
+    # other systems' libraries have no such function
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def run(service: Service, listener: socket.socket) -> None:

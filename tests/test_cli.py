@@ -413,16 +413,16 @@ def test_rows_come_from_the_hub_that_use_hf_names(
     model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """USE_HF speaks of rows as of models; the flag wins over it."""
-    from rankwright.data import readers
+    from rankwright.data import store
     from rankwright.errors import DataError
 
     seen = []
 
-    def load_examples(*args: Any, **options: Any) -> Any:
+    def load_store(*args: Any, **options: Any) -> Any:
         seen.append(options["use_hf"])
         raise DataError("stop here")
 
-    monkeypatch.setattr(readers, "load_examples", load_examples)
+    monkeypatch.setattr(store, "load_store", load_store)
     base = ["evaluate", "--model", model, "--dataset", "owner/rows"]
     mistake(capsys, *base)
     monkeypatch.setenv("USE_HF", "0")

@@ -194,6 +194,7 @@ def test_json_holds_everything(tmp_path: Path) -> None:
     result.save_json(path)
     read = json.loads(path.read_text(encoding="utf-8"))
     assert read == json.loads(result.to_json()) == result.to_dict()
+    assert path.read_text(encoding="utf-8") == result.to_json() + "\n"
     assert read == {
         "metrics": {"mrr": 0.5},
         "tie_rate": 0.0,

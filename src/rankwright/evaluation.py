@@ -11,6 +11,7 @@ papers and leaderboards quote.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import tempfile
@@ -47,6 +48,8 @@ Progress = Callable[[int], None]
 
 # documents whose metrics are computed at a time
 MEASURED_DOCUMENTS = 2**14
+
+_JSON = json.JSONEncoder(ensure_ascii=False, indent=1, allow_nan=False)
 
 
 class Scorer(Protocol):
@@ -149,11 +152,12 @@ class EvaluationResult:
 
     def to_json(self) -> str:
         """Return :meth:`to_dict` as JSON text."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, indent=1, allow_nan=False)
+        return _JSON.encode(self.to_dict())
 
     def save_json(self, path: str | Path) -> None:
         """Write :meth:`to_json` to ``path``; missing folders are made."""
-        write_text(path, self.to_json() + "\n")
+        # piece by piece: a million queries are some hundred megabytes of text
+        _write_parts(path, itertools.chain(_JSON.iterencode(self.to_dict()), ("\n",)))
 
 
 def _plain(per_query: Mapping[str, FloatArray]) -> dict[str, list[float]]:

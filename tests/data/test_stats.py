@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from rankwright.data.readers import load_examples
 from rankwright.data.stats import DatasetStatistics, Spread, dataset_statistics
 from rankwright.types import Example
@@ -43,6 +45,14 @@ def test_counts() -> None:
         query_characters=Spread(1, 1, 2, 5),
         document_characters=Spread(1, 1, 4, 11),
     )
+
+
+def test_labels_that_are_all_different(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of them does not grow with the rows; those that came first are counted on."""
+    monkeypatch.setattr("rankwright.data.stats.KEPT_LABELS", 3)
+    found = dataset_statistics([Example("q", list("abcdef"), [0.1, 0.2, 0.3, 0.4, 0.2, 0.4])])
+    assert found.labels == ((0.2, 2), (0.1, 1), (0.3, 1))
+    assert found.graded
 
 
 def test_no_rows() -> None:

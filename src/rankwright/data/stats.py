@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from rankwright.types import Example
 
+# soft labels may all be different, and only the most frequent ones are told
+KEPT_LABELS = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class Spread:
@@ -53,7 +56,8 @@ class DatasetStatistics:
         contradictions_across: negatives whose text is a positive of another example of the same
             query.
         graded: whether some label is neither 0 nor 1.
-        labels: the different labels, with their counts, the most frequent ten.
+        labels: the different labels, with their counts, the most frequent ten of the first
+            ``KEPT_LABELS``.
         first_stage: examples with scores of a first stage.
         teacher: examples with scores of a teacher.
         instructions: the different instructions, with the rows that have them, the most frequent
@@ -108,7 +112,9 @@ def dataset_statistics(examples: Sequence[Example]) -> DatasetStatistics:
         rows += _digest(
             [example.query, *example.documents, *(repr(y + 0.0) for y in example.labels)]
         )
-        labels.update(example.labels)
+        for label in example.labels:
+            if label in labels or len(labels) < KEPT_LABELS:
+                labels[label] += 1
         relevant = set(_relevant(example))
         contradictions += sum(text in relevant for text in _irrelevant(example))
         repeated_documents += len(example.documents) - len(set(example.documents))

@@ -162,7 +162,7 @@ def rank_rows(
         for row, scored in enumerate(lists)
     ]
     measured = evaluate_scores(
-        [record.scored() for record in records], [run.main_metric], first_stage=False
+        (record.scored() for record in records), [run.main_metric], first_stage=False
     )
     (values_Q,) = measured.per_query.values()
     # those without a relevant document are not shown, so they are the last

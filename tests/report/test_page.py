@@ -165,13 +165,28 @@ def test_worst_queries(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", lambda *_: next(scores), lambda *_: next(scores), rows=rows)
     _, page = page_of(folder)
     words = " ".join(page.text.split())
+    assert "1 query has ndcg@10 below 1 after training; here is 1, the lowest first" in words
     worst = words.split("shared by tied documents.")[1]
-    second, first = worst.index("second"), worst.index("first")
-    assert second < first
+    # the first has nothing wrong
+    assert "second" in worst
+    assert "first" not in worst.split("Worse than before training")[0]
     assert "ndcg@10 1.0000 → 0.6309" in worst
     assert "rank 1 before 2 label 0 score 3.000 wrong" in worst
     assert "rank 2 before 1 relevant, label 1 score 1.000 right" in worst
     assert "Worse than before training" in worst
+
+
+def test_no_query_is_bad(tmp_path: Path) -> None:
+    """Two positives above one negative, and a query with nothing to find."""
+    rows = [
+        Example("first", ["right", "true", "wrong"], [1.0, 1.0, 0.0], query_id="a"),
+        Example("second", ["wrong", "false", "no"], [0.0, 0.0, 0.0], query_id="b"),
+    ]
+    folder = make_run(tmp_path / "run", None, lambda *_: [2.0, 2.0, 1.0], rows=rows)
+    _, page = page_of(folder)
+    words = " ".join(page.text.split())
+    assert "Every query with a relevant document has ndcg@10 1 after training." in words
+    assert not any(tags.get("id") == "worst-list" for _, tags in page.tags)
 
 
 def test_ties_share_a_rank(tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def render(run: Run, findings: Findings, other: Run | None = None) -> str:
     )
     environment.filters["number"] = number
     template = environment.from_string(_asset("page.html"))
+    below = _below(run, findings)
     return template.render(
         run=run,
         findings=findings,
@@ -92,7 +93,8 @@ def render(run: Run, findings: Findings, other: Run | None = None) -> str:
         sides=_sides(run, findings),
         saved=_saved(run),
         comparisons=_comparisons(findings),
-        worst=_worst(run, findings),
+        below=len(below),
+        worst=_shown(run, findings, below, WORST) if below else [],
         lost=_lost(run, findings),
         facts=_facts(run, findings),
         arguments=_arguments(run),
@@ -223,16 +225,15 @@ def _comparisons(findings: Findings) -> list[dict[str, Any]]:
     ]
 
 
-def _worst(run: Run, findings: Findings) -> list[dict[str, Any]]:
-    """The queries with the lowest metric whose texts are known."""
+def _below(run: Run, findings: Findings) -> list[int]:
+    """The queries that are not ranked perfectly, the lowest metric first."""
     if findings.after is None:
         return []
     result = findings.after.result
     values = result.per_query[run.main_metric]
-    order = sorted(
-        (q for q in range(result.queries) if result.has_positive[q]), key=lambda q: values[q]
-    )
-    return _shown(run, findings, order, WORST)
+    # the expectation over ties is a sum that may miss 1 by rounding
+    below = (q for q in range(result.queries) if result.has_positive[q] and values[q] < 1 - 1e-9)
+    return sorted(below, key=lambda q: values[q])
 
 
 def _lost(run: Run, findings: Findings) -> list[dict[str, Any]]:

@@ -270,6 +270,24 @@ def _interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(trainer_module._Watcher, "on_step_end", on_step_end)
 
 
+def test_a_late_signal_without_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the last step nothing is saved for it, so --resume is not promised."""
+
+    def late(self: Any, *args: Any, **kwargs: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(trainer_module._Watcher, "on_train_end", late)
+    given = {"save_strategy": "no", "max_steps": 1}
+    with pytest.raises(
+        Interrupted, match=r"^stopped at step 1 of 1, without a checkpoint; with --overwrite it"
+    ):
+        train_on(arguments(tmp_path, **given), ROWS[:4], ROWS[4:6])
+    with pytest.raises(CheckpointError, match="holds no whole checkpoint"):
+        run_folder.prepare(tmp_path / "out", arguments(tmp_path, resume=True, **given))
+    again = arguments(tmp_path, overwrite=True, **given)
+    assert run_folder.prepare(tmp_path / "out", again) is None
+
+
 def test_the_best_checkpoint_is_the_result(tmp_path: Path) -> None:
     """A learning rate that ruins the model: what is left is the evaluation that was best."""
     rows = tiny.examples(24, documents=5, longest=12)

@@ -1089,10 +1089,11 @@ def train_on(
     if stopped and not trainer.state.global_step:
         raise Interrupted("stopped before the first step; the same command begins again")
     if stopped:
-        raise Interrupted(
-            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; "
-            "the same command with --resume goes on"
-        )
+        place = f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}"
+        # a signal behind the last step finds none where --save_strategy asks for none
+        if not run_folder.checkpoints(output):
+            raise Interrupted(f"{place}, without a checkpoint; with --overwrite it begins again")
+        raise Interrupted(f"{place}; the same command with --resume goes on")
     trainer.settle()
     loaded.model.eval()
     if args.bf16 or args.fp16:

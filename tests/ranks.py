@@ -14,6 +14,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,20 @@ def run(words: list[str], *, timeout: int = 300, **variables: str) -> str:
                 os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, errors[-8000:]
     return errors
+
+
+def errors_of(processes: Sequence[subprocess.Popen[str]], *, timeout: int) -> list[str]:
+    """What processes write to standard error until they end; what has not ended then is killed.
+
+    They are read side by side: one that waits for the room of its pipe may keep another waiting.
+    """
+    with ThreadPoolExecutor(len(processes)) as threads:
+        try:
+            read = threads.map(lambda process: process.communicate(timeout=timeout)[1], processes)
+            return list(read)
+        finally:
+            for process in processes:
+                process.kill()
 
 
 def free_port() -> int:

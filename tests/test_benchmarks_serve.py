@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterator
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -49,14 +50,20 @@ def test_servers_that_differ_are_not_measured(
 
 
 def test_every_request_is_sent_once(
-    serve: ModuleType, servers: tuple[dict[str, str], WordScorer, Shifted]
+    serve: ModuleType,
+    servers: tuple[dict[str, str], WordScorer, Shifted],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Of one client each latency is a tick of the clock, and so is each pause between them."""
     urls, ours, _ = servers
     done = asyncio.run(serve.load(urls["rankwright"], BODIES, 4))
     sent = [query for batch in ours.batches for query, _ in batch]
     assert sorted(sent) == sorted(body["query"] for body in BODIES)
     assert len(done.latencies) == 30
-    assert max(done.latencies) <= done.seconds <= sum(done.latencies)
+    ticks = itertools.count()
+    monkeypatch.setattr(serve, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    done = asyncio.run(serve.load(urls["rankwright"], BODIES, 1))
+    assert (done.latencies, done.seconds) == ([1] * 30, 61)
 
 
 def test_what_is_cut_or_fails_stops_the_run(

@@ -279,6 +279,21 @@ def test_what_is_refused(
         rankwright.train(**cases["classification"], **more, output_dir=str(tmp_path / "run"))
 
 
+def test_processes_are_read_side_by_side() -> None:
+    """The first ends when the second does, which writes more than a pipe holds."""
+    codes = ("import sys; sys.stdin.read()", "import sys; sys.stderr.write('x' * 1_000_000)")
+    end, start = os.pipe()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], **{name: pipe}, stderr=subprocess.PIPE, text=True
+        )
+        for code, name, pipe in zip(codes, ("stdin", "stdout"), (end, start), strict=True)
+    ]
+    os.close(end)
+    os.close(start)
+    assert list(map(len, ranks.errors_of(processes, timeout=60))) == [0, 1_000_000]
+
+
 @pytest.mark.slow
 def test_two_machines(tmp_path: Path, cases: dict[str, dict[str, Any]]) -> None:
     """Two torchrun agents on two addresses of the loopback device, as on two machines."""
@@ -297,11 +312,7 @@ def test_two_machines(tmp_path: Path, cases: dict[str, dict[str, Any]]) -> None:
         words += ["--per_device_train_batch_size", "2", "--fsdp", "true"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         agents.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True))
-    try:
-        errors = [agent.communicate(timeout=200)[1] for agent in agents]
-    finally:
-        for agent in agents:
-            agent.kill()
+    errors = ranks.errors_of(agents, timeout=200)
     assert [agent.returncode for agent in agents] == [0, 0], errors
     assert "".join(errors).count("saved to") == 1
     assert_same_weights(shared, alone)

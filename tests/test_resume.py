@@ -27,7 +27,7 @@ from rankwright.models.reranker import RerankerModel
 from rankwright.ranking import Reranker
 from rankwright.run_folder import Progress, keep_steps
 from rankwright.trainer import Interrupted, train_on
-from tests import tiny
+from tests import ranks, tiny
 from tests.test_guards import log_of, spoil
 from tests.test_trainer import assert_same_weights
 
@@ -262,11 +262,7 @@ def two(
                 cwd=Path(__file__).parents[1],
             )
         )
-    try:
-        errors = [process.communicate(timeout=400)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    errors = ranks.errors_of(processes, timeout=400)
     assert [process.returncode for process in processes] == [0, 0], "".join(errors)[-6000:]
     ends = [json.loads((folder / f"ends-{rank}.json").read_text()) for rank in range(2)]
     return folder, {name: [end[name] for end in ends] for name in ends[0]}

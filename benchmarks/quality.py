@@ -34,7 +34,7 @@ The interval is a paired bootstrap over the test queries of (ours - theirs), ave
 covers the choice of queries, not the choice of seeds.
 
 Example:
-    python benchmarks/quality.py --seeds 3 --steps 60 --loss both --output results.json
+    python benchmarks/quality.py --data medquad_small --seeds 3 --loss both --output results.json
 """
 
 from __future__ import annotations
@@ -81,7 +81,6 @@ from rankwright.stdlib_rows import packaged_minilm
 from rankwright.trainer import train_on
 from rankwright.types import Example, Group, ScoredList
 
-ROOT = Path(__file__).resolve().parent.parent
 METRICS = ["ndcg@10", "mrr@10", "map"]
 OURS, THEIRS = "rankwright", "sentence-transformers"
 # the first update has the learning rate 0 (warm-up); the next two show in the last two losses
@@ -152,7 +151,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--data", type=Path, default=ROOT / "../shared/data/medquad_small", help="folder of rows")
+    add("--data", type=Path, required=True, help="folder of rows: train.jsonl and --split's")
     add("--split", default="test", choices=["dev", "test"], help="rows to measure on")
     add("--rows", type=int, help="measure on the first so many rows only, for a trial")
     add("--model", help="base model, default the packaged all-MiniLM-L6-v2")

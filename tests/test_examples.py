@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -276,8 +277,15 @@ def test_rank_with_ray(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "examples" / "batch" / "rank_with_ray.py"
     words = [sys.executable, str(script), "--model", str(base), "--input", str(source)]
     words += ["--output", str(tmp_path / "out"), "--workers", "2", "--batch", "4"]
-    environment = {**os.environ, "RAY_OVERRIDE_RESOURCES": '{"CPU": 3}'}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=200)
+    # a short path, as sockets lie below it
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {
+            **os.environ,
+            "RAY_OVERRIDE_RESOURCES": '{"CPU": 3}',
+            "RAY_TMPDIR": folder,
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-4000:]
     files = sorted((tmp_path / "out").iterdir())
     found = [json.loads(line) for file in files for line in file.read_text().splitlines()]

@@ -8,11 +8,14 @@ documents' places, best first).
 
 Ray Data streams the rows through one model for each worker and starts a worker that died anew.
 ``--address auto`` joins a running cluster; input and output may then be ``s3://`` and the like.
+A Ray that starts here keeps its files below ``RAY_TMPDIR`` (default ``/tmp``) and sends no
+statistics of its use.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 import pyarrow as pa
@@ -50,6 +53,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="rows of a batch")
     parser.add_argument("--address", help="of a cluster; default: start Ray on this machine")
     given = parser.parse_args()
+    # Ray sends statistics of its use elsewhere, unless told not to
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(given.address)
     # files come out in the order of the input
     ray.data.DataContext.get_current().execution_options.preserve_order = True

@@ -700,7 +700,7 @@ KILLED_TEACHER = """
 import os, signal, sys
 from rankwright import mining
 from rankwright.ranking import Reranker
-mining.QUERY_BLOCK = 5
+mining.QUERY_BLOCK, mining.TEACHER_PAIRS = 5, 10
 real, lists = Reranker.iter_scores, []
 def iter_scores(self, *args, **options):
     for scored in real(self, *args, **options):
@@ -717,9 +717,10 @@ mining.mine(queries=sys.argv[2], corpus=sys.argv[3], output=sys.argv[4], teacher
 def test_a_run_killed_while_its_teacher_scores_goes_on(
     made: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGKILL at the 30th list that the teacher scores: whole blocks of queries stay as they are.
+    """SIGKILL at the 30th list that the teacher scores: whole pieces stay as they are.
 
-    A block of five asks for five lists, and again for those queries of which too few passed.
+    At first 5 candidates are asked for, so that 10 pairs are two queries; a block of five has
+    pieces of 2, 2 and 1. Queries of which too few passed are asked for again.
     """
     from rankwright.ranking import Reranker
 
@@ -730,9 +731,12 @@ def test_a_run_killed_while_its_teacher_scores_goes_on(
     assert done.returncode == -9
     assert not output.exists()
     kept = sorted((tmp_path / "mined.jsonl.part" / "mined").rglob("*.arrow"))
-    assert len(kept) == 2
+    starts = [0, 2, 4, 5, 7, 9, 10, 12, 14, 15, 17, 19, 20]
+    assert [int(path.stem) for path in kept] == starts[: len(kept)]
+    assert len(kept) > 3
 
     monkeypatch.setattr(mining, "QUERY_BLOCK", 5)
+    monkeypatch.setattr(mining, "TEACHER_PAIRS", 10)
     asked: list[str] = []
     real = Reranker.score_examples
 
@@ -745,7 +749,7 @@ def test_a_run_killed_while_its_teacher_scores_goes_on(
     options |= {"number": 3, "teacher_relative_margin": 0.0}
     result = mine(output=output, **options)
     queries = [row["id"] for row in lines(Path(made[0]))]
-    assert set(asked) == set(queries[5 * len(kept) :])
+    assert set(asked) == set(queries[starts[len(kept)] :])
     other = mine(output=tmp_path / "undisturbed.jsonl", **options)
     assert output.read_bytes() == other.output.read_bytes()
     assert result.report.dropped == other.report.dropped

@@ -54,6 +54,8 @@ logger = logging.getLogger(__name__)
 # a piece of work that is kept: queries searched, documents embedded; what a kill can cost
 QUERY_BLOCK = 512
 DOCUMENT_BLOCK = 2048
+# a teacher takes seconds for a query: its pieces are of about so many pairs
+TEACHER_PAIRS = 1024
 
 OUTSIDE = "outside the rank window"
 POSITIVE = "known positive of the query"
@@ -774,16 +776,19 @@ class _Run:
         given = self.given
         names = {f.name for f in dataclasses.fields(given)} - {"output", "work_dir", "queries"}
         teacher_stamps: list[Any] = []
+        size = QUERY_BLOCK
         if given.teacher is not None:
             from rankwright.hub import resolve_model
 
             teacher_stamps = _folder_stamps(resolve_model(given.teacher, use_hf=given.use_hf))
+            size = min(size, max(1, TEACHER_PAIRS // (given.candidates or _at_once(given.number))))
         key = digest(
             [
                 self.code,
                 [folder.name for folder in folders],
                 {name: getattr(given, name) for name in sorted(names)},
                 teacher_stamps,
+                size,
             ]
         )
         score: Callable[[Sequence[Example]], list[list[float]]] | None = None
@@ -796,13 +801,15 @@ class _Run:
 
         title = "choosing" if given.teacher is None else "scoring with the teacher"
         with tracked(title, len(self.links.asked)) as advance:
-            for block in _blocks(len(self.links.asked), QUERY_BLOCK):
-                path = self.work / "mined" / key / f"{block.start:09d}.arrow"
-                yield _piece(
-                    path,
-                    lambda block=block: self._rows_of(block, folders, teacher),  # type: ignore[misc]
-                )
-                advance(len(block))
+            for whole in _blocks(len(self.links.asked), QUERY_BLOCK):
+                for start in range(0, len(whole), size):
+                    block = whole[start : start + size]
+                    path = self.work / "mined" / key / f"{block.start:09d}.arrow"
+                    yield _piece(
+                        path,
+                        lambda block=block: self._rows_of(block, folders, teacher),  # type: ignore[misc]
+                    )
+                    advance(len(block))
 
     def _rows_of(
         self,
@@ -813,10 +820,14 @@ class _Run:
         import pyarrow as pa
 
         counts: Counter[str] = Counter()
+        # a piece of the lists holds QUERY_BLOCK queries
+        first = block.start % QUERY_BLOCK
         found = [
             [
                 tuple(np.array(row[name]) for name in ("documents", "scores", "own"))
-                for row in _read_piece(folder / f"{block.start:09d}.arrow")
+                for row in _read_piece(
+                    folder / f"{block.start - first:09d}.arrow", first, len(block)
+                )
             ]
             for folder in folders
         ]
@@ -916,8 +927,7 @@ class _Run:
             examples = []
             for query in queries:
                 missing = given.number - len(query.taken)
-                # a few more than are missing, since some will not pass
-                wanted = query.queue[query.next : query.next + missing + missing // 2 + 1]
+                wanted = query.queue[query.next : query.next + _at_once(missing)]
                 asked = [document for document, _ in wanted]
                 if given.candidates is not None:
                     asked = [document for document, _ in query.taken]
@@ -1066,11 +1076,18 @@ class _Run:
 NO_CANDIDATE = "query for which nothing was found"
 
 
-def _read_piece(path: Path) -> list[dict[str, Any]]:
+def _at_once(missing: int) -> int:
+    """Candidates that a teacher scores for negatives that are missing; some will not pass."""
+    return missing + missing // 2 + 1
+
+
+def _read_piece(path: Path, first: int, count: int) -> list[dict[str, Any]]:
+    """Some of the rows."""
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as source:
-        rows: list[dict[str, Any]] = pa.ipc.open_file(source).read_all().to_pylist()
+        table = pa.ipc.open_file(source).read_all()
+        rows: list[dict[str, Any]] = table.slice(first, count).to_pylist()
     return rows
 
 

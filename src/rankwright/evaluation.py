@@ -472,6 +472,8 @@ def _token(text: str, what: str) -> str:
     """One field of a TREC line: white space and control characters become %XX, the rest stays."""
     if not text:
         raise DataError(f"a {what} is empty; a TREC file needs one in every line; give it an id")
+    if text.isprintable() and " " not in text:
+        return text  # no copy: a run holds millions of them
     return "".join(
         quote(char, safe="") if char.isspace() or not char.isprintable() else char for char in text
     )

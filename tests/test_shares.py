@@ -139,11 +139,19 @@ def test_parts_that_are_not_there(reranker: Reranker, tmp_path: Path) -> None:
 def test_rank_goes_on(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the command: the same rows go on, changed ones begin anew."""
+    """By the command: the same rows go on, changed ones begin anew; counts cover all rows."""
     rows = tmp_path / "rows.jsonl"
     texts = [{"query": row.query, "documents": row.documents} for row in ROWS]
     rows.write_text("".join(json.dumps(text) + "\n" for text in texts))
     words = ["rank", "--model", str(base), "--input", str(rows), "--output"]
+    assert cli.main([*words, str(tmp_path / "one.jsonl")]) == 0
+    lines = (tmp_path / "one.jsonl").read_text().splitlines()
+    # of each query the best document stays
+    worst = min(json.loads(text)["results"][0]["score"] for text in lines)
+    words = [*words[:-1], "--threshold", str(worst), "--top_k", "1", "--output"]
+    found = [entry["score"] for text in lines for entry in json.loads(text)["results"]]
+    below = sum(score < worst for score in found)
+    assert below > 2
     assert cli.main([*words, str(tmp_path / "one.jsonl")]) == 0
     original, path = Reranker.iter_scores, tmp_path / "out.jsonl"
     blocks_left = [2]
@@ -163,7 +171,9 @@ def test_rank_goes_on(
             rows.write_text(rows.read_text() + "\n")
         capsys.readouterr()
         assert cli.main([*words, str(path)]) == 0
-        assert (f"{kept} queries were ranked by the run" in capsys.readouterr().err) == bool(kept)
+        told = capsys.readouterr().err
+        assert (f"{kept} queries were ranked by the run" in told) == bool(kept)
+        assert f"{below} of {len(found)} documents are below the threshold" in told
         assert path.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
 
 

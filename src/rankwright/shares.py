@@ -8,6 +8,7 @@ before; the first process puts the lines together.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -92,6 +93,7 @@ def write_lines(
     line: Callable[[ScoredList], str],
     *,
     key: Any = None,
+    counts: list[int] | None = None,
     processes: Processes | None = None,
     progress: Progress | None = None,
 ) -> int:
@@ -107,6 +109,7 @@ def write_lines(
         path: where the lines go.
         line: what is written of a scored list.
         key: what the lines depend on, a value of JSON; None never goes on.
+        counts: numbers that ``line`` adds to, at first 0; they cover the lines that are kept, too.
         processes: who shares the work, default this process alone.
         progress: called with the number of queries finished since its last call.
 
@@ -118,36 +121,50 @@ def write_lines(
         DataError: a score is not finite, see ``Reranker.score_examples``; or the lines of another
             process are not there.
     """
-    processes = processes or Processes()
+    processes, counts = processes or Processes(), [] if counts is None else counts
     path.parent.mkdir(parents=True, exist_ok=True)
     part, key_file = _part(path, processes, processes.rank), _hidden(path, processes, "key")
+    counts_file = _hidden(path, processes, "counts")
     written = digest(key)
     left = part.is_file() and key_file.is_file() and key_file.read_text(encoding="utf-8")
     if key is None or left != written:
         part.unlink(missing_ok=True)
+        counts_file.unlink(missing_ok=True)
         key_file.write_text(written, encoding="utf-8")
     sizes: list[int] = []
-    kept = 0
-    with part.open("ab") as file:
-        ends = _line_ends(part)
+    kept = whole = 0
+    with part.open("ab") as file, counts_file.open("ab") as tally:
+        # what the counts were behind each whole block
+        ends, tallies = _line_ends(part), _line_ends(counts_file)
+        former = counts_file.read_bytes().splitlines()
+
+        def go_on() -> None:
+            file.truncate(ends[kept - 1] if kept else 0)
+            tally.truncate(tallies[whole - 1] if whole else 0)
+            if whole:
+                counts[:] = json.loads(former[whole - 1])
+
         before = True
         for number, block in enumerate(blocks(examples)):
             sizes.append(len(block))
             if number % processes.world != processes.rank:
                 continue
-            if before and kept + len(block) <= len(ends):
+            if before and whole < len(tallies) and kept + len(block) <= len(ends):
                 kept += len(block)
+                whole += 1
                 if progress is not None:
                     progress(len(block))
                 continue
             if before:
-                file.truncate(ends[kept - 1] if kept else 0)
+                go_on()
                 before = False
             for scored in reranker.iter_scores(block, progress):
                 file.write((line(scored) + "\n").encode())
             file.flush()
+            tally.write((json.dumps(counts) + "\n").encode())
+            tally.flush()
         if before:
-            file.truncate(ends[kept - 1] if kept else 0)
+            go_on()
         os.fsync(file.fileno())
     processes.wait()
     if processes.rank == 0:
@@ -206,7 +223,7 @@ def _put_together(path: Path, processes: Processes, sizes: Sequence[int]) -> Non
         whole = parts[0]
     os.replace(whole, path)
     # those of a run on another number of processes, too; not those of a file whose name begins so
-    ours = re.compile(rf"\.{re.escape(path.name)}(\.[0-9]+-of-[0-9]+)?\.(part|key)")
+    ours = re.compile(rf"\.{re.escape(path.name)}(\.[0-9]+-of-[0-9]+)?\.(part|key|counts)")
     with suppress(OSError):
         for left in path.parent.iterdir():
             if ours.fullmatch(left.name):

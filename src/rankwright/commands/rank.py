@@ -242,7 +242,8 @@ class _Edge:
         self.reranker, self.options, self.number = reranker, options, number
         named = options.threshold is not None and number is None
         self.score = reranker.threshold(options.threshold) if named else None
-        self.left_out = self.seen = 0
+        # documents that were left out, and all
+        self.counts = [0, 0]
         if options.calibrated:
             reranker.probabilities([], calibrated=True)  # says at once that there is none
 
@@ -257,20 +258,20 @@ class _Edge:
 
     def kept(self, scores: list[float], shown: list[float]) -> int:
         """How many of the documents, best first, are at or above the threshold."""
-        self.seen += len(scores)
         kept = len(scores)
         if self.score is not None:
             kept = sum(score >= self.score for score in scores)
         elif self.number is not None:
             kept = sum(value >= self.number for value in shown)
-        self.left_out += len(scores) - kept
+        self.counts[0] += len(scores) - kept
+        self.counts[1] += len(scores)
         return kept
 
     def report(self, processes: Any) -> None:
         """Say how many documents the threshold left out."""
         from rankwright.progress import console
 
-        left_out, seen = processes.totals([self.left_out, self.seen])
+        left_out, seen = processes.totals(self.counts)
         if left_out:
             console.print(
                 f"{left_out} of {seen} documents are below the threshold "
@@ -329,6 +330,7 @@ def _rank_file(
                 output,
                 lambda scored: _line(scored, options, edge),
                 key=key,
+                counts=edge.counts,
                 processes=processes,
                 progress=advance,
             )

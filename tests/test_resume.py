@@ -226,6 +226,26 @@ def test_stopped_before_the_first_step(tmp_path: Path) -> None:
     assert run_folder.prepare(tmp_path / "cut", args) is None
 
 
+def test_the_mean_loss_is_added_up_in_the_order_of_the_steps(tmp_path: Path) -> None:
+    """In another order the last bits are other ones, once the sum is long.
+
+    Here it is long at once: beside 2**55, whose neighbours are 8 apart, every loss is lost, and
+    their sum would not be.
+    """
+    go(tmp_path, "run", at=3, logging_steps=1)
+    marker = run_folder.last_whole(tmp_path / "run") / run_folder.MARKER
+    values = json.loads(marker.read_text())
+    found = values["progress"]["loss"]
+    values["progress"]["loss"] = 2.0**55
+    marker.write_text(json.dumps(values))
+    assert go(tmp_path, "run", resume=True, logging_steps=1) == "done"
+    log, _, metrics = record_of(tmp_path / "run")
+    later = [entry["loss"] for entry in log if "loss" in entry and entry["step"] > 3]
+    assert 0 < found < 12
+    assert max(later) < 4 < sum(later)
+    assert metrics["train_loss"] == 2.0**55 / metrics["steps"]
+
+
 @pytest.fixture(scope="module")
 def two(
     tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config

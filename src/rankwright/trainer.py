@@ -334,6 +334,8 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         self.parts_since = self._globalstep_last_logged
         self.guard.skipped, self.guard.overflows = before.skipped, before.overflows
         self._tr_loss.fill_(before.loss_since)
+        # added to from here on, in the order of the steps, so that the sum is the undisturbed run's
+        self._total_loss_scalar = before.loss
         if before.parts_since:
             self.parts_N.copy_(torch.tensor(before.parts_since))
         self.left_out_before = before.left_out_before
@@ -359,7 +361,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
             self.before,
             skipped=self.guard.skipped,
             overflows=self.guard.overflows,
-            loss=self.before.loss + self._total_loss_scalar,
+            loss=float(self._total_loss_scalar),
             loss_since=float(self._everywhere(self._tr_loss).mean()),
             parts_since=self._everywhere(self.parts_N).mean(0).tolist(),
             logged=self.parts_since,
@@ -379,7 +381,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
     def train_loss(self) -> float:
         """Mean over the steps that counted."""
         counted = int(self.state.global_step) - self.guard.left_out
-        return (self.before.loss + float(self._total_loss_scalar)) / max(1, counted)
+        return float(self._total_loss_scalar) / max(1, counted)
 
     # loss
 

@@ -115,6 +115,17 @@ def fork(world: int, work: Callable[[], None]) -> int:
     return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
 
 
+def _begin_deepspeed() -> None:
+    """Let DeepSpeed run on CPUs: accelerate asks for a back end on accelerators only."""
+    from accelerate import PartialState
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    PartialState(backend="gloo")
+    del os.environ["ACCELERATE_USE_DEEPSPEED"]
+
+
 def _work(cases: list[dict[str, Any]], commands: list[list[str]], ports: list[int]) -> None:
     import torch
 
@@ -122,6 +133,9 @@ def _work(cases: list[dict[str, Any]], commands: list[list[str]], ports: list[in
     from rankwright import cli
 
     for case in cases:
+        if "deepspeed" in case:
+            _begin_deepspeed()
+            case = {**case, "accelerator_config": {"use_configured_state": True}}
         rankwright.train(**case)
     if cases:
         torch.distributed.destroy_process_group()

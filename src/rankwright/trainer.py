@@ -35,6 +35,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rankwright import hub, run_folder
 from rankwright.arguments import TrainArguments, cache_folder, load_options, resolve
@@ -59,6 +60,7 @@ from rankwright.models.card import base_name, hub_id, write_card
 from rankwright.models.checkpoint import Loaded, LoadOptions
 from rankwright.models.lora import add_adapters
 from rankwright.models.sharding import (
+    announce_reads,
     gather,
     gather_optimizer,
     in_step,
@@ -247,6 +249,26 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
             for head in self.loaded.model.head_modules():
                 if any(True for _ in head.parameters()):
                     fully_shard(head)  # in float32, as everywhere
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> tuple[Any, Any]:
+        if not self.is_deepspeed_enabled:
+            found: tuple[Any, Any] = super()._prepare_for_training(
+                max_steps, train_dataloader, resume_from_checkpoint
+            )
+            return found
+        # the base class would read a checkpoint that DeepSpeed wrote; ours hold whole weights,
+        # which DeepSpeed cuts as it takes the model
+        if resume_from_checkpoint is not None:
+            checkpoint.load_weights(self.loaded.model, Path(resume_from_checkpoint))
+        try:
+            found = super()._prepare_for_training(max_steps, train_dataloader, None)
+        except (ValueError, AssertionError) as error:
+            raise ConfigError(f"--deepspeed: {' '.join(str(error).split())}") from error
+        announce_reads(self.loaded.model)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return found
 
     @property
     def sharded(self) -> bool:
@@ -674,13 +696,13 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the model as one process would."""
-        if not self.sharded:
+        if not (self.sharded or self.is_deepspeed_enabled):
             super().save_model(output_dir, _internal_call=_internal_call)
             return
         self._save(output_dir, gather(self.loaded.model, keep=self.args.should_save))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.is_fsdp_enabled:
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         state = gather_optimizer(self.optimizer, keep=self.args.should_save)
@@ -689,7 +711,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if not self.is_fsdp_enabled:
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         if checkpoint is None or not (Path(checkpoint) / OPTIMIZER_FILE).is_file():
@@ -753,15 +775,9 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
             self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
         checkpoint.load_weights(self.loaded.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        if self.is_deepspeed_enabled:
-            super()._load_best_model()
-            return
         best = Path(str(self.state.best_model_checkpoint))
         if self.any_process(not best.is_dir()):
             if self.is_world_process_zero():
@@ -1349,6 +1365,8 @@ def _check_instructions(
 
 def _load_model(arguments: TrainArguments) -> Loaded:
     model = arguments.model
+    # ZeRO-3 would cut the weights while they are read, and takes whole ones as well
+    unset_hf_deepspeed_config()
     loaded = checkpoint.load(
         model.model,
         LoadOptions(**load_options(model), quantization=arguments.tuner.quant_bits),
@@ -1534,12 +1552,6 @@ def _check_sharding(values: dict[str, Any]) -> None:
             raise ConfigError("--fsdp and --deepspeed exclude each other; give one")
         values["fsdp"], values["fsdp_config"] = True, _fsdp_config(config)
     deepspeed = _json_setting("--deepspeed", values.get("deepspeed"))
-    zero = deepspeed.get("zero_optimization")
-    if isinstance(zero, dict) and zero.get("stage") == 3:
-        raise ConfigError(
-            "--deepspeed with ZeRO-3 is not supported yet; use --fsdp true, which cuts weights in "
-            "the same way, or --deepspeed zero2"
-        )
     if deepspeed and find_spec("deepspeed") is None:
         raise ConfigError("--deepspeed needs deepspeed; pip install 'rankwright[deepspeed]'")
 

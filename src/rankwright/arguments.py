@@ -450,17 +450,8 @@ def check_mining_arguments(given: MiningArguments) -> None:
 
 
 # DeepSpeed's stages by ms-swift's names; "auto" is filled in from the arguments by transformers
-_DEEPSPEED_COMMON: dict[str, Any] = {
-    "bf16": {"enabled": "auto"},
-    "fp16": {"enabled": "auto"},
-    "gradient_accumulation_steps": "auto",
-    "gradient_clipping": "auto",
-    "train_batch_size": "auto",
-    "train_micro_batch_size_per_gpu": "auto",
-}
 DEEPSPEED: dict[str, dict[str, Any]] = {
     "zero2": {
-        **_DEEPSPEED_COMMON,
         "zero_optimization": {
             "stage": 2,
             "overlap_comm": True,
@@ -471,7 +462,6 @@ DEEPSPEED: dict[str, dict[str, Any]] = {
         },
     },
     "zero3": {
-        **_DEEPSPEED_COMMON,
         "zero_optimization": {
             "stage": 3,
             "overlap_comm": True,
@@ -479,7 +469,6 @@ DEEPSPEED: dict[str, dict[str, Any]] = {
             "reduce_bucket_size": "auto",
             "stage3_prefetch_bucket_size": "auto",
             "stage3_param_persistence_threshold": "auto",
-            "stage3_gather_16bit_weights_on_model_save": True,
         },
     },
 }
@@ -1012,7 +1001,7 @@ def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
         raise ConfigError(
             "--quant_bits freezes the weights, so there is nothing to train; add --tuner_type lora"
         )
-    _resolve_deepspeed(arguments, given)
+    _resolve_deepspeed(arguments)
     if arguments.tuner.tuner_type == "lora" and "learning_rate" not in given:
         # adapters start at zero and train a fraction of the weights; ms-swift's default is the same
         arguments.training["learning_rate"] = 1e-4
@@ -1046,16 +1035,15 @@ def _master_weights(arguments: TrainArguments) -> None:
     """Train half-precision models in full on float32 weights with mixed precision.
 
     A step at 1e-5 is lost in the rounding of bfloat16 weights (8 bits): nearly all would stand
-    still. DeepSpeed keeps float32 copies itself; adapters are float32 on frozen weights.
+    still. Adapters are float32 on frozen weights.
     """
     dtype = arguments.model.torch_dtype
-    full = arguments.tuner.tuner_type == "full" and "deepspeed" not in arguments.training
-    if full and dtype in ("bfloat16", "float16"):
+    if arguments.tuner.tuner_type == "full" and dtype in ("bfloat16", "float16"):
         arguments.model.torch_dtype = "float32"
         arguments.training.setdefault("bf16" if dtype == "bfloat16" else "fp16", True)
 
 
-def _resolve_deepspeed(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
+def _resolve_deepspeed(arguments: TrainArguments) -> None:
     """Replace a name such as ``zero2`` by its configuration; a file stays a file."""
     value = arguments.training.get("deepspeed")
     if not value or value == "none":
@@ -1072,11 +1060,6 @@ def _resolve_deepspeed(arguments: TrainArguments, given: Mapping[str, Any]) -> N
                 f"--deepspeed {value!r} is neither a file nor a name{hint} "
                 f"Give a file or one of {', '.join(DEEPSPEED)}"
             )
-    if not {"bf16", "fp16"} & set(given) and arguments.model.torch_dtype in ("bfloat16", "float16"):
-        # DeepSpeed keeps float32 master weights only where its half-precision section is on;
-        # without them, steps at a small learning rate are lost in the rounding of the weights
-        name = "bf16" if arguments.model.torch_dtype == "bfloat16" else "fp16"
-        arguments.training[name] = True
 
 
 def check_model_arguments(model: ModelArguments) -> None:

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -31,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
+from accelerate import DistributedType
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -60,7 +62,6 @@ from rankwright.models.card import base_name, hub_id, write_card
 from rankwright.models.checkpoint import Loaded, LoadOptions
 from rankwright.models.lora import add_adapters
 from rankwright.models.sharding import (
-    announce_reads,
     gather,
     gather_optimizer,
     in_step,
@@ -258,17 +259,28 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
                 max_steps, train_dataloader, resume_from_checkpoint
             )
             return found
+        model = self.loaded.model
         # the base class would read a checkpoint that DeepSpeed wrote; ours hold whole weights,
         # which DeepSpeed cuts as it takes the model
         if resume_from_checkpoint is not None:
-            checkpoint.load_weights(self.loaded.model, Path(resume_from_checkpoint))
+            checkpoint.load_weights(model, Path(resume_from_checkpoint))
         try:
             found = super()._prepare_for_training(max_steps, train_dataloader, None)
         except (ValueError, AssertionError) as error:
             raise ConfigError(f"--deepspeed: {' '.join(str(error).split())}") from error
-        announce_reads(self.loaded.model)
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        if self.args.bf16:
+            # as accelerate does with every other engine; a cache would keep all gathered weights
+            autocast = torch.autocast(self.args.device.type, torch.bfloat16, cache_enabled=False)
+            model.forward = autocast(model.forward)  # type: ignore[method-assign]
         return found
+
+    def leave_mixed_precision(self) -> None:
+        """Take away what was put around the forward; what is saved is scored without it."""
+        if self.is_deepspeed_enabled:
+            vars(self.loaded.model).pop("forward", None)
+        else:
+            self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
 
     @property
     def sharded(self) -> bool:
@@ -514,7 +526,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         while (step := self.guard.due(keep)) is not None:
             fault = step.fault()
             faults: list[Any] | None = None if fault is None else [fault]
-            if fault is not None and self.args.world_size > 1 and not self.is_deepspeed_enabled:
+            if fault is not None and self.args.world_size > 1:
                 # the norm is that of all processes, so all of them are here
                 faults = [None] * self.args.world_size
                 torch.distributed.all_gather_object(faults, fault)
@@ -1060,7 +1072,7 @@ def train_on(
     guard = Guard(
         skip=arguments.run.on_nan == "skip",
         limit=arguments.run.max_nan_steps,
-        scaled=args.fp16 and not args.deepspeed,
+        scaled=args.fp16,
     )
     try:
         trainer = _Trainer(
@@ -1079,6 +1091,7 @@ def train_on(
     except (ValueError, ImportError, RuntimeError) as error:
         # such as --report_to with a tracker that is unknown or not installed
         raise ConfigError(str(error).strip().splitlines()[0]) from error
+    _forget_deepspeed()
     # a wrong name or a missing log-in shows before the training, not behind it
     target = _push_target(arguments) if args.process_index == 0 else None
     if arguments.run.overwrite and run_folder.is_run(output) and args.process_index == 0:
@@ -1115,8 +1128,7 @@ def train_on(
     trainer.settle()
     loaded.model.eval()
     if args.bf16 or args.fp16:
-        # accelerate put autocast around the forward; what is saved is scored without it
-        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+        trainer.leave_mixed_precision()
         trainer.results = {0: trainer.results[0]} if 0 in trainer.results else {}
     before = trainer.results.get(0)
     after = _final_result(trainer)
@@ -1365,8 +1377,7 @@ def _check_instructions(
 
 def _load_model(arguments: TrainArguments) -> Loaded:
     model = arguments.model
-    # ZeRO-3 would cut the weights while they are read, and takes whole ones as well
-    unset_hf_deepspeed_config()
+    _forget_deepspeed()
     loaded = checkpoint.load(
         model.model,
         LoadOptions(**load_options(model), quantization=arguments.tuner.quant_bits),
@@ -1384,6 +1395,16 @@ def _load_model(arguments: TrainArguments) -> Loaded:
             f"{model.model} is a LoRA adapter; go on with --tuner_type lora, or merge it first"
         )
     return loaded
+
+
+def _forget_deepspeed() -> None:
+    """Take back what DeepSpeed's arguments set for the whole process.
+
+    Every model that transformers reads later would be cut as it is read, which all processes have
+    to do together; the engine takes whole ones. And the next run would have DeepSpeed, too.
+    """
+    unset_hf_deepspeed_config()
+    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
 
 
 def _introduce(loaded: Loaded) -> None:
@@ -1476,6 +1497,8 @@ def _training_arguments(
         if old in values and new in known:
             values[new] = values.pop(old)
     _check_sharding(values)
+    if values.get("deepspeed"):
+        values["deepspeed"] = _deepspeed_config(values, arguments)
     try:
         args = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
@@ -1486,6 +1509,8 @@ def _training_arguments(
             f"--on_nan skip and {name} exclude each other: it takes its step within the backward "
             "pass, so no step can be left out; use --on_nan stop"
         )
+    if args.deepspeed_plugin is not None:
+        _check_deepspeed(args)
     if args.fsdp and arguments.tuner.quant_bits:
         raise ConfigError(
             "--fsdp and --quant_bits exclude each other: weights in four bits are not cut over "
@@ -1538,8 +1563,7 @@ def _check_sharding(values: dict[str, Any]) -> None:
     """Read ``--fsdp`` and refuse what is not supported.
 
     Raises:
-        ConfigError: ZeRO-3, FSDP 1, an unknown word, a file that is no JSON, or DeepSpeed that is
-            not installed.
+        ConfigError: FSDP 1, an unknown word, or a file that is no JSON.
     """
     word = str(values.pop("fsdp", "none")).lower()
     config = values.pop("fsdp_config", None)
@@ -1551,9 +1575,77 @@ def _check_sharding(values: dict[str, Any]) -> None:
         if values.get("deepspeed"):
             raise ConfigError("--fsdp and --deepspeed exclude each other; give one")
         values["fsdp"], values["fsdp_config"] = True, _fsdp_config(config)
-    deepspeed = _json_setting("--deepspeed", values.get("deepspeed"))
-    if deepspeed and find_spec("deepspeed") is None:
+
+
+# DeepSpeed lays all weights in one row and cuts it anywhere, so a weight's states are its own
+DEEPSPEED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
+
+
+def _deepspeed_config(values: dict[str, Any], arguments: TrainArguments) -> dict[str, Any]:
+    """DeepSpeed's settings, with what the arguments say filled in by transformers.
+
+    DeepSpeed is to compute in float32, under our own autocast: its half precision would round the
+    head and what is saved.
+
+    Raises:
+        ConfigError: the settings are not JSON, or hold what is not supported.
+    """
+    config = _json_setting("--deepspeed", values["deepspeed"])
+    zero = config.get("zero_optimization")
+    stage = zero.get("stage") if isinstance(zero, dict) else None
+    if stage not in (1, 2, 3):
+        raise ConfigError(
+            f"--deepspeed: zero_optimization.stage is {stage}; give 1, 2 or 3, or leave "
+            "--deepspeed out"
+        )
+    for name in ("optimizer", "scheduler", "amp", "torch_autocast"):
+        if name in config:
+            raise ConfigError(
+                f"--deepspeed: its section {name} is not supported; leave it out, --optim, "
+                "--learning_rate, --lr_scheduler_type and --bf16 say it"
+            )
+    if "nvme" in json.dumps(zero):
+        raise ConfigError("--deepspeed: offloading to nvme is not supported; offload to cpu")
+    halves = {name: config.get(name) for name in ("bf16", "fp16")}
+    on = {n for n, half in halves.items() if isinstance(half, dict) and half.get("enabled") is True}
+    if values.get("fp16") or "fp16" in on:
+        raise ConfigError(
+            "--fp16 and --deepspeed exclude each other; use --bf16 true, or --torch_dtype float32"
+        )
+    if "bf16" in on:
+        values.setdefault("bf16", True)
+    optimizer = values.get("optim", DEEPSPEED_OPTIMIZERS[0])
+    if optimizer not in DEEPSPEED_OPTIMIZERS:
+        raise ConfigError(
+            f"--deepspeed and --optim {optimizer} exclude each other; choose from "
+            f"{', '.join(DEEPSPEED_OPTIMIZERS)}"
+        )
+    if arguments.tuner.quant_bits and stage == 3:
+        raise ConfigError(
+            "--deepspeed with ZeRO-3 and --quant_bits exclude each other: weights in four bits are "
+            "not cut over processes; use zero2, or leave --quant_bits out"
+        )
+    if find_spec("deepspeed") is None:
         raise ConfigError("--deepspeed needs deepspeed; pip install 'rankwright[deepspeed]'")
+    sizes = ("gradient_accumulation_steps", "gradient_clipping", "train_batch_size")
+    filled = dict.fromkeys((*sizes, "train_micro_batch_size_per_gpu"), "auto")
+    return filled | {name: value for name, value in config.items() if name not in halves}
+
+
+def _check_deepspeed(args: TrainingArguments) -> None:
+    """Refuse to train without DeepSpeed where it was asked for, or with settings not read here."""
+    if not args.deepspeed:
+        raise ConfigError(
+            "accelerate launch says to use DeepSpeed; leave that to --deepspeed zero2|zero3|FILE"
+        )
+    state = args.distributed_state
+    if state.distributed_type != DistributedType.DEEPSPEED or state.backend is None:
+        raise ConfigError(
+            "--deepspeed works on accelerators and in processes that a launcher starts; start with "
+            "torchrun --nproc_per_node N -m rankwright train ..., or leave it out"
+        )
+    # the Trainer hands this on, and DeepSpeed would turn its own half precision on
+    args.mixed_precision = "no"
 
 
 def _json_setting(name: str, given: Any) -> dict[str, Any]:

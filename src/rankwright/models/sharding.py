@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import copy
+from copy import deepcopy
 from itertools import chain, count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankwright.models.reranker import RerankerModel
 from rankwright.types import PackedBatch
 
 
@@ -35,23 +34,9 @@ def _is_zero_3(parameter: Any) -> bool:
 
 def _put_away(model: nn.Module) -> None:
     """Let ZeRO-3 cut again what it has gathered ahead of its use."""
-    for parameter in model.parameters():
-        if _is_zero_3(parameter):
-            parameter._z3_optimizer.empty_partition_cache()
-            return
-
-
-def announce_reads(model: RerankerModel) -> None:
-    """Tell ZeRO-3 of the weights that the model reads past their modules' own forward.
-
-    FSDP needs no word: it holds whatever is in no layer together while the model runs.
-    """
-    head = model.hf.get_output_embeddings() if model.kind == "generative" else None
-    for parameter in head.parameters() if head is not None else ():
-        if _is_zero_3(parameter):
-            from deepspeed.runtime.zero import register_external_parameter
-
-            register_external_parameter(model, parameter)
+    zero: Any = next((p for p in model.parameters() if _is_zero_3(p)), None)
+    if zero is not None:
+        zero._z3_optimizer.empty_partition_cache()
 
 
 @contextmanager
@@ -130,7 +115,7 @@ def _part(value: Tensor, like: Any) -> Tensor:
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def _taken(value: Tensor, own: Any) -> Tensor:
+def _taken(value: Tensor, own: Any) -> Any:
     """What to load in place of a whole tensor, where the model holds its part of it."""
     if not _is_zero_3(own):
         return _part(value, own)
@@ -272,7 +257,7 @@ def _load_zero(zero: Any, state: dict[str, Any]) -> None:
         return
     for stretch in _zero_stretches(zero):
         zero.optimizer.state[stretch] = {
-            name: torch.zeros_like(stretch) if _is_stretch(value) else copy(value)
+            name: torch.zeros_like(stretch) if _is_stretch(value) else deepcopy(value)
             for name, value in state["state"][0].items()
         }
     _link_zero(zero)

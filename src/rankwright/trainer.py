@@ -1598,10 +1598,11 @@ def _deepspeed_config(values: dict[str, Any], arguments: TrainArguments) -> dict
             f"--deepspeed: zero_optimization.stage is {stage}; give 1, 2 or 3, or leave "
             "--deepspeed out"
         )
-    for name in ("optimizer", "scheduler", "amp", "torch_autocast"):
-        if name in config:
+    offload = "zero_force_ds_cpu_optimizer"
+    for name in ("optimizer", "scheduler", "amp", "torch_autocast", offload):
+        if config.get(name):
             raise ConfigError(
-                f"--deepspeed: its section {name} is not supported; leave it out, --optim, "
+                f"--deepspeed: its setting {name} is not supported; leave it out, --optim, "
                 "--learning_rate, --lr_scheduler_type and --bf16 say it"
             )
     if "nvme" in json.dumps(zero):
@@ -1629,7 +1630,8 @@ def _deepspeed_config(values: dict[str, Any], arguments: TrainArguments) -> dict
         raise ConfigError("--deepspeed needs deepspeed; pip install 'rankwright[deepspeed]'")
     sizes = ("gradient_accumulation_steps", "gradient_clipping", "train_batch_size")
     filled = dict.fromkeys((*sizes, "train_micro_batch_size_per_gpu"), "auto")
-    return filled | {name: value for name, value in config.items() if name not in halves}
+    given = {name: value for name, value in config.items() if name not in halves}
+    return {**filled, **given, offload: False}
 
 
 def _check_deepspeed(args: TrainingArguments) -> None:

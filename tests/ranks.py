@@ -7,6 +7,7 @@ does the commands behind them.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -31,7 +32,8 @@ def train_cases(
 
     Args:
         path: the file of the cases, to be written.
-        cases: arguments of ``rankwright.train``.
+        cases: arguments of ``rankwright.train``; with ``spoiled``, a query whose scores are NaN,
+            the training has to end with an error that names it.
         world: how many processes.
         commands: words of commands to do then.
         **variables: of the environment.
@@ -116,7 +118,11 @@ def fork(world: int, work: Callable[[], None]) -> int:
 
 
 def _begin_deepspeed() -> None:
-    """Let DeepSpeed run on CPUs: accelerate asks for a back end on accelerators only."""
+    """Let DeepSpeed run on CPUs.
+
+    accelerate looks for a back end on accelerators only, unless its state is there already; that
+    the arguments are to take it up says ``use_configured_state``.
+    """
     from accelerate import PartialState
     from accelerate.state import AcceleratorState
 
@@ -124,6 +130,21 @@ def _begin_deepspeed() -> None:
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     PartialState(backend="gloo")
     del os.environ["ACCELERATE_USE_DEEPSPEED"]
+
+
+def _train_spoiled(case: dict[str, Any], query: str) -> None:
+    """Every process is told of the scores that one of them has."""
+    import pytest
+
+    import rankwright
+    from rankwright.errors import DataError
+    from tests.test_guards import spoil
+
+    told = rf"the scores became nan at step \d on the queries {query}; lower"
+    with pytest.MonkeyPatch.context() as patch:
+        spoil(patch, "scores", math.nan, query)
+        with pytest.raises(DataError, match=told):
+            rankwright.train(**case)
 
 
 def _work(cases: list[dict[str, Any]], commands: list[list[str]], ports: list[int]) -> None:
@@ -135,8 +156,11 @@ def _work(cases: list[dict[str, Any]], commands: list[list[str]], ports: list[in
     for case in cases:
         if "deepspeed" in case:
             _begin_deepspeed()
-            case = {**case, "accelerator_config": {"use_configured_state": True}}
-        rankwright.train(**case)
+            case["accelerator_config"] = {"use_configured_state": True}
+        if (query := case.pop("spoiled", None)) is None:
+            rankwright.train(**case)
+        else:
+            _train_spoiled(case, query)
     if cases:
         torch.distributed.destroy_process_group()
     for words, port in zip(commands, ports, strict=True):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from transformers import TrainingArguments
 
+from rankwright import trainer
 from rankwright.arguments import (
     ALIASES,
     DEEPSPEED,
@@ -266,7 +267,7 @@ def test_every_flag_of_the_documented_scripts_is_read(tuner: str) -> None:
         "load_from_cache_file": True,
         "learning_rate": 6e-6,
         "dataloader_drop_last": True,
-        "torch_dtype": "bfloat16",
+        "torch_dtype": "float32",
         "max_length": 4096,
         "warmup_steps": 0.05,
         "lora_rank": 8,
@@ -446,7 +447,9 @@ def test_transformers_fills_every_auto(name: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(deepspeed, "dep_version_check", lambda package: None)
     monkeypatch.setattr(deepspeed, "set_hf_deepspeed_config", lambda config: None)
     words = "--per_device_train_batch_size 2 --gradient_accumulation_steps 8 --torch_dtype bfloat16"
-    training = read(*BASE, *words.split(), "--deepspeed", name).training
+    given = read(*BASE, *words.split(), "--deepspeed", name)
+    training = given.training
+    training["deepspeed"] = trainer._deepspeed_config(training, given)
     values = Filled(training.pop("deepspeed"))
     arguments = TrainingArguments(**{**training, "output_dir": "unused", "use_cpu": True})
     values.trainer_config_process(arguments)
@@ -455,8 +458,9 @@ def test_transformers_fills_every_auto(name: str, monkeypatch: pytest.MonkeyPatc
     assert "auto" not in str(values.config)
     assert values.config["train_batch_size"] == 16
     assert values.config["train_micro_batch_size_per_gpu"] == 2
-    assert values.config["bf16"]["enabled"] is True
-    assert values.config["fp16"]["enabled"] is False
+    assert values.config["gradient_clipping"] == arguments.max_grad_norm == 1.0
+    assert arguments.bf16
+    assert not {"bf16", "fp16"} & set(values.config)  # the trainer's autocast is around it
     assert values.config["zero_optimization"]["reduce_bucket_size"] == 64 * 64
 
 
@@ -476,20 +480,12 @@ def test_deepspeed_by_file_dict_or_not_at_all(tmp_path: Path) -> None:
     )
 
 
-def test_deepspeed_turns_its_half_precision_on_with_the_weights() -> None:
-    """Without the section DeepSpeed keeps no float32 master weights; what is given wins."""
-    words = [*BASE, "--deepspeed", "zero2", "--torch_dtype"]
-    assert read(*words, "bfloat16").training["bf16"] is True
-    assert read(*words, "float16").training["fp16"] is True
-    assert not {"bf16", "fp16"} & set(read(*words, "float32").training)
-    assert read(*words, "bfloat16", "--bf16", "false").training["bf16"] is False
-
-
 def test_full_training_keeps_float32_weights() -> None:
     """In bfloat16 (8 bits) a step of 6e-6 on a weight of 0.02 is lost in the rounding."""
     for dtype, flag in (("bfloat16", "bf16"), ("float16", "fp16")):
-        full = read(*BASE, "--torch_dtype", dtype)
-        assert (full.model.torch_dtype, full.training[flag]) == ("float32", True)
+        for engine in ("none", "zero2"):
+            full = read(*BASE, "--torch_dtype", dtype, "--deepspeed", engine)
+            assert (full.model.torch_dtype, full.training[flag]) == ("float32", True)
         lora = read(*BASE, "--torch_dtype", dtype, "--tuner_type", "lora")
         assert lora.model.torch_dtype == dtype
         assert flag not in lora.training

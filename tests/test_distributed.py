@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,16 @@ EVERY = "+".join(name for name in LOSSES if name != "listwise_generative")
 # steps of 4 groups: an epoch of 17 ends with a single one, so other processes have none
 SIZES = (2, 5, 3, 7, 4, 2, 6, 3, 5, 4, 2, 3, 8, 2, 3, 4, 5)
 WORLDS = [2, pytest.param(4, marks=pytest.mark.slow)]
+ENGINES: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "fsdp": {"fsdp": True},
+    "zero2": {"deepspeed": "zero2"},
+    "zero3": {"deepspeed": "zero3"},
+}
+needs_deepspeed = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason="deepspeed is not installed"
+)
+ZERO = [pytest.param(n, marks=[pytest.mark.slow, needs_deepspeed]) for n in ("zero2", "zero3")]
 RESUMED = "classification-lora"
 CASES = ("classification", "generative", "classification-lora", "generative-lora")
 SAVED = ("checkpoint-10", "checkpoint-20", ".")
@@ -56,6 +67,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
         name: str(tiny.save_base(folder / name, name, num_hidden_layers=2))
         for name in ("modernbert", "qwen3")
     }
+    untied = {"num_hidden_layers": 2, "tie_word_embeddings": False}
+    models["untied"] = str(tiny.save_base(folder / "untied", "qwen3", **untied))
     common = {
         "dataset": [str(taught_rows(folder / "rows.jsonl"))],
         # fewer queries than processes
@@ -94,7 +107,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
             "logging_steps": 7,
             "load_best_model_at_end": True,
         },
-        "generative-lora": {**common, **short, "tuner_type": "lora"},
+        # its head is read past the head's own forward, and no part of the embeddings
+        "generative-lora": {**common, **short, "model": models["untied"], "tuner_type": "lora"},
     }
 
 
@@ -154,28 +168,36 @@ def assert_same_run(found: Path, expected: Path, base: Path) -> None:
 def many(
     tmp_path_factory: pytest.TempPathFactory, cases: dict[str, dict[str, Any]], one: Any
 ) -> Any:
-    """Train all cases on several processes with both engines, once."""
+    """Train all cases on several processes with two engines, once."""
 
     @cache
-    def trained(world: int) -> Path:
+    def trained(world: int, deepspeed: bool = False) -> Path:
+        engines = ("zero2", "zero3") if deepspeed else ("ddp", "fsdp")
         folder = tmp_path_factory.mktemp(f"many-{world}")
         shared = {"per_device_train_batch_size": 4 // world}
         given = {
-            f"{engine}-{name}": {**case, **shared, "fsdp": engine == "fsdp"}
-            for engine in ("ddp", "fsdp")
+            f"{engine}-{name}": {**case, **shared, **ENGINES[engine]}
+            for engine in engines
             for name, case in cases.items()
         }
-        _copy_started(one(RESUMED), folder / "fsdp-resumed")
-        given["fsdp-resumed"] = {
-            **cases[RESUMED],
-            **shared,
-            "fsdp": True,
-            "fsdp_config": {"cpu_ram_efficient_loading": True},
-            "resume": True,
-        }
-        half = {**shared, "fsdp": True, "bf16": True, "max_steps": 2}
-        for name in ("classification", "generative"):
-            given[f"fsdp-bf16-{name}"] = {**cases[name], **half}
+        for engine in engines if deepspeed else ("fsdp",):
+            cut = {**shared, **ENGINES[engine]}
+            _copy_started(one(RESUMED), folder / f"{engine}-resumed")
+            given[f"{engine}-resumed"] = {**cases[RESUMED], **cut, "resume": True}
+            half = {**cut, "bf16": True, "max_steps": 2}
+            for name in ("classification", "generative"):
+                given[f"{engine}-bf16-{name}"] = {**cases[name], **half}
+        if deepspeed:
+            offloaded = {"stage": 3, "offload_optimizer": {"device": "cpu"}}
+            for name, zero in (("stage-1", {"stage": 1}), ("offloaded", offloaded)):
+                own = {"deepspeed": {"zero_optimization": zero}}
+                given[name] = {**cases[RESUMED], **shared, **own}
+            for engine in engines:
+                spoiled = {**shared, **ENGINES[engine], "spoiled": "q3"}
+                given[f"{engine}-spoiled"] = {**cases["classification"], **spoiled}
+            ranks.train_cases(folder / "cases.json", given, world, DS_ACCELERATOR="cpu")
+            return folder
+        given["fsdp-resumed"]["fsdp_config"] = {"cpu_ram_efficient_loading": True}
         rows = cases["classification"]["dataset"][0]
         words = ["rank", "--model", cases["classification"]["model"]]
         commands = [
@@ -194,27 +216,40 @@ def _copy_started(run: Path, target: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp", *ZERO])
 @pytest.mark.parametrize("world", WORLDS)
 def test_processes_equal_one(
     cases: dict[str, dict[str, Any]], one: Any, many: Any, world: int, engine: str, case: str
 ) -> None:
     """All losses, both kinds, full and LoRA, accumulation, chunks, best checkpoint, files."""
-    found, base = many(world) / f"{engine}-{case}", Path(cases[case]["model"])
-    assert_same_run(found, one(case), base)
+    folder, base = many(world, engine in ("zero2", "zero3")), Path(cases[case]["model"])
+    assert_same_run(folder / f"{engine}-{case}", one(case), base)
 
 
+@pytest.mark.slow
+@needs_deepspeed
+@pytest.mark.parametrize("name", ["stage-1", "offloaded"])
 @pytest.mark.parametrize("world", WORLDS)
-def test_fsdp_resumes_one_process(one: Any, many: Any, world: int) -> None:
-    """From one process's checkpoint, and with weights that only the first process reads."""
-    assert_same_weights(many(world) / "fsdp-resumed", one(RESUMED))
-
-
-def test_one_process_resumes_fsdp(
-    tmp_path: Path, cases: dict[str, dict[str, Any]], one: Any, many: Any
+def test_deepspeed_by_its_settings(
+    cases: dict[str, dict[str, Any]], one: Any, many: Any, world: int, name: str
 ) -> None:
-    """FSDP's checkpoint is one process's, the optimiser's state included."""
-    _copy_started(many(2) / f"fsdp-{RESUMED}", tmp_path / "run")
+    """ZeRO-1, and ZeRO-3 whose optimiser's states lie and are stepped on the host."""
+    assert_same_run(many(world, True) / name, one(RESUMED), Path(cases[RESUMED]["model"]))
+
+
+@pytest.mark.parametrize("engine", ["fsdp", *ZERO])
+@pytest.mark.parametrize("world", WORLDS)
+def test_cut_weights_resume_one_process(one: Any, many: Any, world: int, engine: str) -> None:
+    """From one process's checkpoint; FSDP with weights that only the first process reads."""
+    assert_same_weights(many(world, engine != "fsdp") / f"{engine}-resumed", one(RESUMED))
+
+
+@pytest.mark.parametrize("engine", ["fsdp", *ZERO])
+def test_one_process_resumes_cut_weights(
+    tmp_path: Path, cases: dict[str, dict[str, Any]], one: Any, many: Any, engine: str
+) -> None:
+    """Their checkpoints are one process's, the optimiser's state included."""
+    _copy_started(many(2, engine != "fsdp") / f"{engine}-{RESUMED}", tmp_path / "run")
     more = {"per_device_train_batch_size": 4, "resume": True, "output_dir": str(tmp_path / "run")}
     rankwright.train(**cases[RESUMED], **more)
     assert_same_weights(tmp_path / "run", one(RESUMED))
@@ -241,9 +276,24 @@ def test_rank_is_shared(
 
 
 @pytest.mark.parametrize("case", ["classification", "generative"])
-def test_fsdp_in_half_precision(cases: dict[str, dict[str, Any]], many: Any, case: str) -> None:
-    """Scores and weights stay float32: accelerate's own policy would round the scores."""
-    folder = many(2) / f"fsdp-bf16-{case}"
+@pytest.mark.parametrize("engine", ["fsdp", *ZERO])
+def test_cut_weights_in_half_precision(
+    cases: dict[str, dict[str, Any]], one: Any, many: Any, engine: str, case: str
+) -> None:
+    """Layers are computed in bfloat16; scores and weights stay float32.
+
+    accelerate's own policy for FSDP and DeepSpeed's half precision would round them.
+    """
+    folder = many(2, engine != "fsdp") / f"{engine}-bf16-{case}"
+    first, exact = (
+        [
+            score
+            for line in (run / "validation" / "before.jsonl").read_text().splitlines()
+            for score in json.loads(line)["scores"]
+        ]
+        for run in (folder, one(case))
+    )
+    assert 1e-4 < max(abs(a - b) for a, b in zip(first, exact, strict=True)) < 0.1
     lines = (folder / "validation" / "after.jsonl").read_text().splitlines()
     scores = torch.tensor([score for line in lines for score in json.loads(line)["scores"]])
     assert not torch.equal(scores.bfloat16().float(), scores)
@@ -257,10 +307,28 @@ def test_fsdp_in_half_precision(cases: dict[str, dict[str, Any]], many: Any, cas
     [
         ({"fsdp": True}, "--fsdp cuts the weights over processes; start with torchrun"),
         ({"fsdp": "full_shard"}, "--fsdp 'full_shard' is not known; give true"),
-        ({"deepspeed": "zero3"}, "ZeRO-3 is not supported yet; use --fsdp true"),
+        ({"deepspeed": '{"zero_optimization": {"stage": 0}}'}, "zero_optimization.stage is 0; gi"),
+        ({"deepspeed": "{}"}, "zero_optimization.stage is None; give 1, 2 or 3, or leave"),
         (
-            {"deepspeed": '{"zero_optimization": {"stage": 3}}'},
-            "ZeRO-3 is not supported yet; use --fsdp true",
+            {"deepspeed": '{"zero_optimization": {"stage": 2}, "optimizer": {"type": "Adam"}}'},
+            "its setting optimizer is not supported; leave it out, --optim, --learning_rate",
+        ),
+        (
+            {"deepspeed": {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}},
+            "offloading to nvme is not supported; offload to cpu",
+        ),
+        ({"deepspeed": "zero2", "fp16": True}, "--fp16 and --deepspeed exclude each other; use"),
+        (
+            {"deepspeed": {"zero_optimization": {"stage": 2}, "fp16": {"enabled": True}}},
+            "--fp16 and --deepspeed exclude each other; use --bf16 true",
+        ),
+        (
+            {"deepspeed": "zero3", "optim": "adafactor"},
+            "--deepspeed and --optim adafactor exclude each other; choose from adamw_torch, ",
+        ),
+        (
+            {"deepspeed": "zero3", "tuner_type": "lora", "quant_bits": 4},
+            "--deepspeed with ZeRO-3 and --quant_bits exclude each other",
         ),
         ({"deepspeed": '{"zero'}, r"--deepspeed cannot be read \(Unterminated .*; give a file of"),
         ({"fsdp": True, "deepspeed": "zero2"}, "--fsdp and --deepspeed exclude each other"),
@@ -292,6 +360,20 @@ def test_processes_are_read_side_by_side() -> None:
     os.close(end)
     os.close(start)
     assert list(map(len, ranks.errors_of(processes, timeout=60))) == [0, 1_000_000]
+
+
+def test_deepspeed_is_there_and_starts_or_says_why_not(
+    tmp_path: Path, cases: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU accelerate would leave it out, and the run would be another one."""
+    told = r"pip install 'rankwright\[deepspeed\]'"
+    if find_spec("deepspeed") is not None:
+        told = "--deepspeed works on accelerators and in processes that a launcher starts"
+        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    for name in ("zero2", "zero3"):
+        given = {**cases["classification"], "deepspeed": name}
+        with pytest.raises(ConfigError, match=told):
+            rankwright.train(**given, output_dir=str(tmp_path / "run"))
 
 
 @pytest.mark.slow

@@ -1499,6 +1499,8 @@ def _training_arguments(
     _check_sharding(values)
     if values.get("deepspeed"):
         values["deepspeed"] = _deepspeed_config(values, arguments)
+        if find_spec("deepspeed") is None:
+            raise ConfigError("--deepspeed needs deepspeed; pip install 'rankwright[deepspeed]'")
     try:
         args = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
@@ -1626,8 +1628,6 @@ def _deepspeed_config(values: dict[str, Any], arguments: TrainArguments) -> dict
             "--deepspeed with ZeRO-3 and --quant_bits exclude each other: weights in four bits are "
             "not cut over processes; use zero2, or leave --quant_bits out"
         )
-    if find_spec("deepspeed") is None:
-        raise ConfigError("--deepspeed needs deepspeed; pip install 'rankwright[deepspeed]'")
     sizes = ("gradient_accumulation_steps", "gradient_clipping", "train_batch_size")
     filled = dict.fromkeys((*sizes, "train_micro_batch_size_per_gpu"), "auto")
     given = {name: value for name, value in config.items() if name not in halves}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from itertools import chain, count
 from typing import Any
 
@@ -256,8 +255,10 @@ def _load_zero(zero: Any, state: dict[str, Any]) -> None:
     if not state["state"]:
         return
     for stretch in _zero_stretches(zero):
+        # a fused optimiser counts its steps on the device
+        device = stretch.device if zero.optimizer.defaults.get("fused") else None
         zero.optimizer.state[stretch] = {
-            name: torch.zeros_like(stretch) if _is_stretch(value) else deepcopy(value)
+            name: torch.zeros_like(stretch) if _is_stretch(value) else _copied(value, device)
             for name, value in state["state"][0].items()
         }
     _link_zero(zero)
@@ -266,17 +267,21 @@ def _load_zero(zero: Any, state: dict[str, Any]) -> None:
             if not _is_stretch(value):
                 continue
             if _is_zero_3(parameter):
-                part = _flat_part(value, parameter.ds_tensor.numel())
-                safe_set_local_optimizer_state(parameter, part, name)
+                safe_set_local_optimizer_state(parameter, _flat_part(value, parameter), name)
             else:
                 safe_set_full_optimizer_state(parameter, value, name)
 
 
-def _flat_part(value: Tensor, size: int) -> Tensor:
-    """This process's share of a tensor's values, ``size`` of them; the last ones are padded."""
-    begin = size * torch.distributed.get_rank()
+def _flat_part(value: Tensor, like: Any) -> Tensor:
+    """This process's values of a tensor that all of them hold, as many as ZeRO-3 gives it."""
+    size = like.ds_tensor.numel()
+    begin = size * torch.distributed.get_rank(like.ds_process_group)
     part = value.flatten()[begin : begin + size]
     return nn.functional.pad(part, (0, size - len(part)))
+
+
+def _copied(value: Any, device: torch.device | None) -> Any:
+    return value.to(device, copy=True) if isinstance(value, Tensor) else value
 
 
 def _is_stretch(value: Any) -> bool:

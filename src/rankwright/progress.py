@@ -40,9 +40,10 @@ class _Console(Console):
     def size(self) -> ConsoleDimensions:
         """Columns and lines."""
         found = super().size
-        if self.is_terminal or "COLUMNS" in os.environ:
-            return found
-        return ConsoleDimensions(PLAIN_WIDTH, found.height)
+        columns = os.environ.get("COLUMNS", "")
+        if columns.isdigit():
+            return ConsoleDimensions(int(columns), found.height)
+        return found if self.is_terminal else ConsoleDimensions(PLAIN_WIDTH, found.height)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print texts, or tables and what else is drawn."""

@@ -209,7 +209,8 @@ def test_worst_queries_open(opened: Opened) -> None:
     assert first.locator("li").first.is_visible()
     assert first.locator("li").count() == 6
     page.click("button.all")
-    assert page.locator("#worst-list details[open]").count() == 20
+    every = page.locator("#worst-list details").count()
+    assert page.locator("#worst-list details[open]").count() == every > 1
     assert page.get_attribute("button.all", "aria-expanded") == "true"
     page.click("button.all")
     assert page.locator("#worst-list details[open]").count() == 0
@@ -272,7 +273,8 @@ def test_print(browser: Any, report: Path) -> None:
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print", color_scheme="dark")
     assert page.get_attribute("html", "data-drawn") == "light"
-    assert page.locator("#worst-list details[open]").count() == 20
+    every = page.locator("#worst-list details").count()
+    assert page.locator("#worst-list details[open]").count() == every > 1
     assert not page.is_visible("#theme")
     page.emulate_media(media="screen", color_scheme="dark")
     page.evaluate("window.dispatchEvent(new Event('afterprint'))")

@@ -21,6 +21,7 @@ from rankwright.data.outline import (
     Outline,
     as_numbers,
     distinct,
+    distinct_keys,
     fold,
     folds,
     highest,
@@ -291,7 +292,7 @@ def split_examples(
     if ratio == 0 or not examples:
         return examples, []
     wanted = max(1, round(ratio * len(examples)))
-    queries, query_N = _distinct(folds(examples))
+    queries, query_N = distinct_keys(folds(examples))
     salt = f"{seed}:".encode()
     # by a digest of seed and query; its first 16 bytes are order enough
     digests = bytearray()
@@ -311,17 +312,6 @@ def split_examples(
             "--val_dataset and --split_dataset_ratio 0"
         )
     return select(examples, train), select(examples, dev)
-
-
-def _distinct(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """The distinct keys, in order, and which of them each is."""
-    order = np.lexsort((keys[:, 1], keys[:, 0]))
-    ordered = keys[order]
-    first = np.ones(len(keys), np.bool_)
-    first[1:] = (ordered[1:] != ordered[:-1]).any(1)
-    which = np.empty(len(keys), np.int64)
-    which[order] = np.cumsum(first) - 1
-    return ordered[first], which
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,9 +142,20 @@ def folds(examples: Sequence[Example]) -> NDArray[np.uint64]:
     return as_numbers(b"".join(fold(example.query) for example in examples))
 
 
-def as_numbers(keys: bytes | memoryview) -> NDArray[np.uint64]:
+def as_numbers(keys: bytes | bytearray | memoryview) -> NDArray[np.uint64]:
     """Keys of 16 bytes, one behind the other, as two numbers each."""
     return np.frombuffer(keys, ">u8").reshape(-1, 2).astype(np.uint64)
+
+
+def distinct_keys(keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """The distinct keys, in order, and which of them each is."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    ordered = keys[order]
+    first = np.ones(len(keys), np.bool_)
+    first[1:] = (ordered[1:] != ordered[:-1]).any(1)
+    which = np.empty(len(keys), np.int64)
+    which[order] = np.cumsum(first) - 1
+    return ordered[first], which
 
 
 def select(examples: Sequence[Example], indices: ArrayLike) -> Sequence[Example]:

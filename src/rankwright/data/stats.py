@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rankwright.data.outline import as_numbers, distinct_keys
 from rankwright.types import Example
 
 # soft labels may all be different, and only the most frequent ones are told
@@ -122,7 +123,9 @@ def dataset_statistics(examples: Sequence[Example]) -> DatasetStatistics:
         teacher += example.teacher_scores is not None
         if example.instruction:
             instructions[example.instruction] += 1
-    counts_N = _counts(queries)
+    different_queries, query_N = distinct_keys(as_numbers(queries))
+    different_rows, _ = distinct_keys(as_numbers(rows))
+    repeated_N = np.flatnonzero(np.bincount(query_N)[query_N] > 1)
     return DatasetStatistics(
         rows=len(examples),
         documents=Spread.of(documents),
@@ -130,11 +133,11 @@ def dataset_statistics(examples: Sequence[Example]) -> DatasetStatistics:
         negatives=Spread.of(negatives),
         without_positive=positives.count(0),
         without_negative=negatives.count(0),
-        repeated_rows=len(examples) - _different(rows),
-        repeated_queries=len(examples) - _different(queries),
+        repeated_rows=len(examples) - len(different_rows),
+        repeated_queries=len(examples) - len(different_queries),
         repeated_documents=repeated_documents,
         contradictions=contradictions,
-        contradictions_across=_contradictions_across(examples, np.flatnonzero(counts_N > 1)),
+        contradictions_across=_contradictions_across(examples, repeated_N),
         graded=any(label not in (0.0, 1.0) for label in labels),
         labels=tuple(labels.most_common(10)),
         first_stage=first_stage,
@@ -180,26 +183,3 @@ def _digest(texts: list[str]) -> bytes:
         data = text.encode("utf-8", "surrogatepass")
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.digest()
-
-
-def _sorted(digests: bytearray) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The order of the digests, and where in it a new one begins."""
-    keys = np.frombuffer(digests, np.uint64).reshape(-1, 2)
-    order = np.lexsort((keys[:, 1], keys[:, 0]))
-    ordered = keys[order]
-    first = np.ones(len(keys), np.bool_)
-    first[1:] = (ordered[1:] != ordered[:-1]).any(1)
-    return order, first
-
-
-def _different(digests: bytearray) -> int:
-    return int(_sorted(digests)[1].sum())
-
-
-def _counts(digests: bytearray) -> NDArray[np.int64]:
-    """How often each digest stands there."""
-    order, first = _sorted(digests)
-    which = np.cumsum(first) - 1
-    counts = np.empty(len(order), np.int64)
-    counts[order] = np.bincount(which)[which] if len(which) else 0
-    return counts

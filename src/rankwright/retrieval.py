@@ -13,6 +13,7 @@ import inspect
 import logging
 import math
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -247,7 +248,7 @@ def bm25_first_stage(top_k: int) -> FirstStage:
                 advance(1)
         return run
 
-    code = inspect.getsource(inspect.getmodule(BM25))  # type: ignore[arg-type]
+    code = inspect.getsource(sys.modules[__name__])
     return FirstStage(search, top_k, ("bm25", code, version("bm25s"), version("PyStemmer")))
 
 

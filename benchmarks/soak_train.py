@@ -3,7 +3,8 @@
 The same command trains a small model twice, side by side: once in peace, and once killed about
 every ``--kill_every`` seconds and started again with ``--resume``, for ``--minutes``, and then left
 alone. Both take as many steps as fill about that time on a machine with a core for each process;
-``--steps`` sets another number, for a machine that has other work. The kills take turns: SIGKILL
+``--steps`` sets another number. A killed one that ends before the time is up is compared, and the
+next one begins. The kills take turns: SIGKILL
 at any time, SIGKILL in the middle of a checkpoint's writing, SIGKILL while the run is starting,
 SIGTERM and SIGINT; of several processes they reach one at random, and what is left of the others is
 ended as a launcher would.
@@ -201,10 +202,12 @@ def words_of(given: dict[str, str], **more: str) -> list[str]:
     return [word for name, value in (given | more).items() for word in (f"--{name}", value)]
 
 
-def disturbed(given: dict[str, str], output: Path, options: argparse.Namespace) -> Tally:
-    """Train, killed for a while and then left alone."""
-    tally, draw = Tally(), random.Random(options.seed)
-    end = time.monotonic() + options.minutes * 60
+def disturbed(
+    given: dict[str, str], output: Path, tally: Tally, end: float, options: argparse.Namespace
+) -> None:
+    """Train once, killed until ``end`` and then left alone."""
+    draw = random.Random(f"{options.seed} {len(tally.kills)}")
+    tally.whole = 0
     while True:
         resumed = {"resume": "true"} if tally.whole else {"overwrite": "true"}
         run = Run(words_of(given, output_dir=str(output), **resumed), options.processes)
@@ -215,7 +218,7 @@ def disturbed(given: dict[str, str], output: Path, options: argparse.Namespace) 
             codes = run.wait(None)
             if any(codes):
                 tally.problems.append(f"the last run ended with {codes}: {''.join(run.lines[-5:])}")
-            return tally
+            return
         if kind == "SIGKILL while starting":
             run.until(lambda: False, draw.uniform(0.5, 12))
         else:
@@ -228,7 +231,7 @@ def disturbed(given: dict[str, str], output: Path, options: argparse.Namespace) 
             codes = run.wait(GRACE)
             if any(codes):
                 tally.problems.append(f"ended by itself with {codes}: {''.join(run.lines[-5:])}")
-            return tally
+            return
         number = signal.Signals[kind.split()[0]]
         draw.choice(run.processes).send_signal(number)
         codes = run.wait(GRACE if options.processes == 1 or number != signal.SIGKILL else 5)
@@ -288,15 +291,21 @@ def main() -> int:
         given |= {"max_steps": str(steps), "save_steps": str(every), "eval_steps": str(every)}
         print(f"{steps} steps, a checkpoint every {every}", flush=True)
         peace = Run(words_of(given, output_dir=str(folder / "peace")), options.processes)
+        tally, unequal, trainings = Tally(), [], 0
+        end = time.monotonic() + options.minutes * 60
         try:
-            tally = disturbed(given, folder / "war", options)
-            codes = peace.wait(None)
+            while not trainings or (time.monotonic() < end and not tally.problems):
+                shutil.rmtree(folder / "war", ignore_errors=True)
+                disturbed(given, folder / "war", tally, end, options)
+                if any(peace.wait(None)):
+                    print("".join(peace.lines), file=sys.stderr)
+                    return 1
+                trainings += 1
+                if not tally.problems:
+                    unequal += differences(folder / "peace", folder / "war")
+                    print(f"{trainings} trainings compared: {unequal or 'equal'}", flush=True)
         finally:
             peace.wait(0)
-        if any(codes):
-            print("".join(peace.lines), file=sys.stderr)
-            return 1
-        unequal = [] if tally.problems else differences(folder / "peace", folder / "war")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     lost = defaultdict(list)
@@ -311,12 +320,14 @@ def main() -> int:
         print(f"problem: {problem}")
     equal = not unequal and not tally.problems
     print(
-        f"{len(tally.kills)} kills, {steps} steps; weights, log and metrics of both runs are equal"
+        f"{len(tally.kills)} kills, {trainings} trainings of {steps} steps; weights, log and "
+        "metrics equal those of the undisturbed one"
         if equal
         else f"different: {', '.join(unequal) or 'not compared'}"
     )
     if options.output is not None:
         results = {
+            "trainings": trainings,
             "steps": steps,
             "checkpoint_every": every,
             "kills": [vars(kill) | {"lost": kill.lost} for kill in tally.kills],

@@ -81,6 +81,16 @@ def test_stop_names_what_it_was_and_whose(
         train_on(arguments(tmp_path, per_device_train_batch_size=4), ROWS, [])
 
 
+@pytest.mark.parametrize("can_skip", [True, False])
+def test_only_what_can_be_done_is_advised(can_skip: bool) -> None:
+    """With DeepSpeed no step can be left out."""
+    guard = Guard(skip=False, limit=1, can_skip=can_skip)
+    step = guards.Step(3, guards._Late(torch.tensor(math.nan)), [])
+    with pytest.raises(DataError) as told:
+        guard.judge(step, [Fault("loss", math.nan, ("q",))])
+    assert ("--on_nan skip" in str(told.value)) == can_skip
+
+
 def test_a_teacher_beyond_float32_is_told(tmp_path: Path) -> None:
     """1e39 is finite where rows are read and infinite where losses are computed."""
     rows = tiny.taught(ROWS[:6])

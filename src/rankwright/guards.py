@@ -126,12 +126,16 @@ class Guard:
         limit: most steps that are left out.
         scaled: whether a loss scaler of fp16 runs. Gradients alone that overflow are its business
             then: it leaves the step out and lowers its scale.
+        can_skip: whether a step can be left out with this optimiser.
     """
 
-    def __init__(self, *, skip: bool, limit: int, scaled: bool = False) -> None:
+    def __init__(
+        self, *, skip: bool, limit: int, scaled: bool = False, can_skip: bool = True
+    ) -> None:
         self.skip = skip
         self.limit = limit
         self.scaled = scaled
+        self.can_skip = can_skip
         self.skipped = 0
         self.overflows = 0
         self._in_a_row = 0
@@ -214,7 +218,8 @@ class Guard:
             return None
         advice = "lower --learning_rate, check their labels, or use --torch_dtype float32"
         if not self.skip:
-            raise DataError(f"{told}; {advice}; --on_nan skip leaves such a step out")
+            other = "; --on_nan skip leaves such a step out" if self.can_skip else ""
+            raise DataError(f"{told}; {advice}{other}")
         self.skipped += 1
         if self.skipped > self.limit:
             raise DataError(

@@ -1073,6 +1073,7 @@ def train_on(
         skip=arguments.run.on_nan == "skip",
         limit=arguments.run.max_nan_steps,
         scaled=args.fp16,
+        can_skip=not _steps_inside(args),
     )
     try:
         trainer = _Trainer(

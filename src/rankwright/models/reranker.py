@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rankwright.errors import ConfigError
-from rankwright.models import attention
+from rankwright.models import attention, linear_cpu
 from rankwright.models.families import FAMILIES
 from rankwright.types import PackedBatch
 
@@ -74,6 +74,7 @@ class RerankerModel(nn.Module):
         self.token_ids_2: Tensor
         # on the device, so that no step waits for a copy
         self.register_buffer("token_ids_2", torch.tensor(token_ids or (0, 0)), persistent=False)
+        linear_cpu.use(self.hf)
         config = self.hf.config
         if kind == "classification" and config.num_labels != 1:
             raise ConfigError(

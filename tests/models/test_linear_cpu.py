@@ -37,7 +37,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(linear_cpu, "faster", lambda: True)
     monkeypatch.setattr(linear_cpu, "LEAST_WORK", 0)
-    monkeypatch.setattr(linear_cpu, "STEP", 1)
+    monkeypatch.setattr(linear_cpu, "STEPS", (1, 1))
     monkeypatch.setattr(linear_cpu, "_product", counted("product", linear_cpu._product))
     monkeypatch.setattr(linear_cpu, "_weights", counted("weights", linear_cpu._weights))
     return found
@@ -81,7 +81,7 @@ def test_a_layer_equals_its_double(
     use(layer)
     assert type(layer) is Linear
     rows = x.numel() // 24
-    monkeypatch.setattr(linear_cpu, "STEP", min(step, rows))
+    monkeypatch.setattr(linear_cpu, "STEPS", (min(step, rows),) * 2)
     found = outcome(layer, x.float().detach().requires_grad_(x.requires_grad), weigh.float())
     assert calls.count("product") >= -(-rows // block)
     assert ("weights" in calls) == ("weight" not in frozen)
@@ -157,7 +157,7 @@ def test_small_products_are_left_to_pytorch(
         assert not calls
         layer(torch.randn(37, 24))
         assert calls == ["product"]
-        monkeypatch.setattr(linear_cpu, "STEP", 38)
+        monkeypatch.setattr(linear_cpu, "STEPS", (38, 64))
         layer(torch.randn(37, 24))
     assert calls == ["product"]
 
@@ -172,13 +172,14 @@ def test_few_lengths_are_compiled(monkeypatch: pytest.MonkeyPatch, calls: list[s
 
     monkeypatch.setattr(linear_cpu, "_product", product)
     monkeypatch.setattr(linear_cpu, "BLOCK", 64)
-    monkeypatch.setattr(linear_cpu, "STEP", 16)
+    monkeypatch.setattr(linear_cpu, "FEW", 24)
+    monkeypatch.setattr(linear_cpu, "STEPS", (8, 32))
     layer = nn.Linear(2, 3, bias=False)
     use(layer)
-    for count in range(16, 300):
+    for count in range(8, 300):
         x = torch.randn(count, 2)
         assert_close(layer(x), x @ layer.weight.T)
-    assert lengths == {16, 32, 48, 64}
+    assert lengths == {8, 16, 24, 32, 64}
 
 
 @pytest.mark.parametrize("name", ["modernbert", "bert", "qwen3", "qwen3:seq"])

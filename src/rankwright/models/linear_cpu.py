@@ -25,11 +25,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 CPU_INFO = Path("/proc/cpuinfo")
-# multiplications from which it is faster, for at least ``STEP`` rows
+# multiplications from which it is faster, for as many rows as a block has at least
 LEAST_WORK = 2**22
-# rows of a block; the last one is filled up with zeros to a multiple of ``STEP``
-BLOCK = 1024
-STEP = 128
+# rows of a block at most; a CPU's rows are no longer, unless one group is
+BLOCK = 4096
+# the last block is filled up with zeros to a multiple of the first up to so many rows, then of the
+# second: 22 lengths in all
+FEW = 512
+STEPS = (64, 256)
 
 # None in a PyTorch without them
 _product: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -57,7 +60,7 @@ def _blocks(*tensors_RN: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
     count = len(tensors_RN[0])
     for start in range(0, count, BLOCK):
         rows = slice(start, min(start + BLOCK, count))
-        missing = -(rows.stop - start) % STEP
+        missing = -(rows.stop - start) % STEPS[rows.stop - start > FEW]
         yield rows, [nn.functional.pad(x[rows], (0, 0, 0, missing)) for x in tensors_RN]
 
 
@@ -121,7 +124,7 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         return False
     rows = x.numel() // weight.shape[1]
     return (
-        rows >= STEP
+        rows >= STEPS[0]
         and rows * weight.numel() >= LEAST_WORK
         and all(
             type(value) in (Tensor, nn.Parameter)

@@ -30,8 +30,8 @@ LEAST_WORK = 2**22
 # rows of a block at most; a CPU's rows are no longer, unless one group is
 BLOCK = 4096
 # the last block is filled up with zeros to a multiple of the first up to so many rows, then of the
-# second: 22 lengths in all
-FEW = 512
+# second: 28 lengths in all
+FEW = 1024
 STEPS = (64, 256)
 
 # None in a PyTorch without them

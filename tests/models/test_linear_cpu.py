@@ -108,6 +108,18 @@ def test_rows_that_do_not_lie_together(calls: list[str]) -> None:
     )
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_weights_keep_no_input(calls: list[str], frozen: bool) -> None:
+    layer = nn.Linear(24, 16).requires_grad_(not frozen)
+    use(layer)
+    x = torch.randn(37, 24).requires_grad_()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer(x)
+    assert calls == ["product"]
+    assert any(t.shape == x.shape for t in kept) != frozen
+
+
 def bfloat16(layer: nn.Linear, x: Tensor) -> Tensor:
     return copy.deepcopy(layer).bfloat16()(x.bfloat16())
 
@@ -204,7 +216,8 @@ def test_a_model_keeps_its_scores_and_gradients(
         model.gradient_checkpointing_enable()
     scores_P, gradients = run(model, batches)
     assert {"product", "weights"} <= set(calls)
-    assert_close(scores_P.double(), expected[0], atol=1e-6, rtol=1e-5)
+    # float32 sums in another order on every processor; these scores are of order 1
+    assert_close(scores_P.double(), expected[0], atol=5e-6, rtol=1e-5)
     assert gradients.keys() == expected[1].keys()
     for key, value in expected[1].items():
         most = 1e-6 + 1e-5 * float(value.abs().max())

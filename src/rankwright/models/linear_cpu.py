@@ -15,7 +15,6 @@ Shape legend: ``R`` rows of the input, ``I`` and ``O`` features in and out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,25 +54,23 @@ def faster() -> bool:
     return bool(makers) and "GenuineIntel" not in makers
 
 
-def _blocks(*tensors_RN: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
+def _blocks(x_RN: Tensor) -> list[Tensor]:
     """Cut rows into blocks; the last one is filled up."""
-    count = len(tensors_RN[0])
-    for start in range(0, count, BLOCK):
-        rows = slice(start, min(start + BLOCK, count))
-        missing = -(rows.stop - start) % STEPS[rows.stop - start > FEW]
-        yield rows, [nn.functional.pad(x[rows], (0, 0, 0, missing)) for x in tensors_RN]
+    *blocks, last = x_RN.split(BLOCK)  # type: ignore[no-untyped-call]
+    missing = -len(last) % STEPS[len(last) > FEW]
+    # pad copies even where nothing is missing
+    return [*blocks, nn.functional.pad(last, (0, 0, 0, missing)) if missing else last]
 
 
-def _multiply(x_RI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """``x @ weight.T + bias``."""
-    if len(x_RI) <= BLOCK:
-        ((rows, (block,)),) = _blocks(x_RI)
-        output: Tensor = _product(block, weight_OI, bias_O, "none", [], "")[rows]
+def _multiply(blocks: list[Tensor], count: int, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """``x @ weight.T + bias`` for the ``count`` rows that were cut into these blocks."""
+    if len(blocks) == 1:
+        output: Tensor = _product(blocks[0], weight_OI, bias_O, "none", [], "")[:count]
         return output
-    output_RO = x_RI.new_empty(len(x_RI), len(weight_OI))
-    for rows, (block,) in _blocks(x_RI):
-        found = _product(block, weight_OI, bias_O, "none", [], "")
-        output_RO[rows] = found[: rows.stop - rows.start]
+    output_RO = weight_OI.new_empty(count, len(weight_OI))
+    outputs = output_RO.split(BLOCK)  # type: ignore[no-untyped-call]
+    for rows, block in zip(outputs, blocks, strict=True):
+        rows.copy_(_product(block, weight_OI, bias_O, "none", [], "")[: len(rows)])
     return output_RO
 
 
@@ -82,19 +79,21 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_RI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x_RI, weight_OI)
+        # as PyTorch does: frozen weights need no input
+        ctx.save_for_backward(x_RI if ctx.needs_input_grad[1] else None, weight_OI)
         ctx.biased = bias_O is not None
-        return _multiply(x_RI, weight_OI, bias_O)
+        return _multiply(_blocks(x_RI), len(x_RI), weight_OI, bias_O)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_RO: Tensor) -> tuple[Tensor | None, ...]:
         x_RI, weight_OI = ctx.saved_tensors
         of_x = of_weight = of_bias = None
+        gradients = _blocks(gradient_RO)
         if ctx.needs_input_grad[0]:
-            of_x = _multiply(gradient_RO, weight_OI.t(), None)
+            of_x = _multiply(gradients, len(gradient_RO), weight_OI.t(), None)
         if ctx.needs_input_grad[1]:
-            for _, (gradient, x) in _blocks(gradient_RO, x_RI):
+            for gradient, x in zip(gradients, _blocks(x_RI), strict=True):
                 found = _weights(gradient.to_mkldnn(), x.to_mkldnn(), weight_OI, False)[0]
                 of_weight = found if of_weight is None else of_weight.add_(found)
         if ctx.biased and ctx.needs_input_grad[2]:
@@ -114,7 +113,7 @@ class Linear(nn.Linear):
         if torch.is_grad_enabled():
             found: Tensor = _Linear.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
         else:
-            found = _multiply(rows, weight, bias)
+            found = _multiply(_blocks(rows), len(rows), weight, bias)
         return found.view(*input.shape[:-1], weight.shape[0])
 
 

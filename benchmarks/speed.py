@@ -74,11 +74,14 @@ PEERS = Path(__file__).resolve().parent / "peers"
 OURS, MATMUL = "rankwright", "matmul"
 SYSTEMS = {
     OURS: ("rankwright", "default"),
+    "rankwright:compiled": ("rankwright", "compiled"),
     "sentence-transformers:documented": ("sentence_transformers", "documented"),
     "sentence-transformers:best": ("sentence_transformers", "best"),
     "ms-swift:documented": ("ms_swift", "documented"),
     "ms-swift:best": ("ms_swift", "best"),
 }
+# compiling pays on GPUs
+DEFAULT_SYSTEMS = [name for name in SYSTEMS if name != "rankwright:compiled"]
 TOLERANCE = 1e-4
 CHECK_GROUPS = 3
 RANKED_DOCUMENTS = 100
@@ -236,17 +239,19 @@ def parse() -> argparse.Namespace:
     add("--work", type=Path, required=True, help="folder for environments, models and rows")
     add("--tokenizers", type=Path, required=True, help="folder that holds modernbert/ and qwen3/")
     add("--medquad", type=Path, help="file of real rows (.jsonl or .jsonl.gz), measured too")
-    add("--systems", nargs="+", default=list(SYSTEMS), choices=list(SYSTEMS), metavar="SYSTEM")
+    add("--systems", nargs="+", default=DEFAULT_SYSTEMS, choices=list(SYSTEMS), metavar="SYSTEM")
     add("--cases", nargs="+", default=DEFAULT_CASES, help="MODEL:TASK, see MODELS and TASKS")
     add("--sweep", choices=list(SWEEPS), help="cost against one size, in place of the cases' own")
     add("--rounds", type=int, default=5, help="measured rounds")
     add("--groups-per-round", type=int, help="default: 40 for small models, 10 for the others")
     add("--groups-per-step", type=int, default=2, help="groups of one optimiser step")
+    add("--groups-at-once", type=int, help="the peers accumulate gradients beyond; on GPUs")
     add("--threads", type=int, default=min(2, os.cpu_count() or 1))
     add("--device", default="cpu", choices=["cpu", "cuda"])
     add("--attention", help="the peers' attention at their best, such as flash_attention_2")
     add("--max-length", type=int, help="default: what holds every pair whole")
     add("--pairwise", action="store_true", help="ours beside one peer at a time: less memory")
+    add("--together", action="store_true", help="start all at once; start-up is not measured")
     add("--no-check", action="store_true", help="skip the comparison of the first loss")
     add("--lora", type=int, metavar="RANK", help="adapters on all linear layers; ours alone")
     add(
@@ -258,7 +263,7 @@ def parse() -> argparse.Namespace:
     add("--smoke", action="store_true", help=argparse.SUPPRESS)
     add("--output", type=Path, help="file for the raw numbers (JSON)")
     options = parser.parse_args()
-    for name in ("rounds", "groups_per_round", "groups_per_step", "threads"):
+    for name in ("rounds", "groups_per_round", "groups_per_step", "groups_at_once", "threads"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is less than 1")
     if options.smoke:
@@ -266,6 +271,8 @@ def parse() -> argparse.Namespace:
         options.groups_per_step = 1
     if (options.groups_per_round or 40) % options.groups_per_step:
         parser.error("--groups-per-round is not a multiple of --groups-per-step")
+    if options.groups_per_step % (options.groups_at_once or 1):
+        parser.error("--groups-per-step is not a multiple of --groups-at-once")
     for case in options.cases:
         model, _, task = case.partition(":")
         if model not in MODELS or task not in TASKS:
@@ -575,7 +582,9 @@ class Worker:
             line = self.events.readline() if ready else ""
             if not line:
                 what = "ended" if ready else f"said nothing for {timeout:.0f} s"
-                found = {"event": "failed", "reason": f"{what}; see {self.log}"}
+                last = (self.log.read_text(errors="replace").strip().splitlines() or [""])[-1]
+                reason = f"{what} ({last[:200]}); see {self.log}"
+                found = {"event": "failed", "reason": reason}
             else:
                 found = json.loads(line)
             if found["event"] == "note":
@@ -626,7 +635,12 @@ def surrounding(options: argparse.Namespace) -> dict[str, str]:
     threads = str(options.threads)
     caches = options.work / "caches"
     return {
-        **{name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
+        **{
+            name: value
+            for name, value in os.environ.items()
+            # where all run from one environment, this may be how it finds our package
+            if not name.startswith("PYTHON") or (options.here and name == "PYTHONPATH")
+        },
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         # a worker that waits must not spin
@@ -655,6 +669,7 @@ def job_of(options: argparse.Namespace, case: Case, folders: dict[str, str]) -> 
         "rounds": options.rounds + 1,
         "attention": options.attention,
         "lora": options.lora,
+        "groups_at_once": options.groups_at_once,
         "learning_rate": 2e-5,
         "matrix": 512 if options.smoke else 4096 if options.device == "cpu" else 8192,
     }
@@ -674,6 +689,18 @@ def training_job(case: Case, job: dict[str, Any], step: int) -> dict[str, Any]:
     }
 
 
+def start(
+    options: argparse.Namespace, systems: Sequence[str], job: dict[str, Any], name: str
+) -> Iterator[Worker]:
+    """Start the systems one by one, or all at once, and wait for the first step of each."""
+    together = [Worker(options, system, job, name) for system in systems if options.together]
+    for worker in together or (Worker(options, system, job, name) for system in systems):
+        worker.start()
+        if options.together:
+            worker.outcome.startup = None
+        yield worker
+
+
 def check_losses(
     options: argparse.Namespace, case: Case, folders: dict[str, str], systems: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, str]]:
@@ -690,13 +717,13 @@ def check_losses(
     job |= {**files, "max_length": options.max_length or longest + 8}
     losses: dict[str, float] = {}
     failed: dict[str, str] = {}
-    for system in systems:
-        worker = Worker(options, system, job, f"check {case.name}")
-        if worker.start() and worker.outcome.first_loss is not None:
-            losses[system] = worker.outcome.first_loss
-            worker.stop()
+    for worker in start(options, systems, job, f"check {case.name}"):
+        outcome = worker.outcome
+        if outcome.failed is None and outcome.first_loss is not None:
+            losses[outcome.system] = outcome.first_loss
         else:
-            failed[system] = worker.outcome.failed or "no loss"
+            failed[outcome.system] = outcome.failed or "no loss"
+        worker.stop()
     same(options, case, "first loss", losses)
     return losses, failed
 
@@ -765,15 +792,13 @@ def run_case(options: argparse.Namespace, case: Case, folders: dict[str, str]) -
 def interleave(
     options: argparse.Namespace, case: Case, job: dict[str, Any], systems: Sequence[str]
 ) -> dict[str, Outcome]:
-    """Start the systems one by one, then let them work in turn."""
+    """Start the systems, then let them work in turn."""
     workers: list[Worker] = []
     outcomes: dict[str, Outcome] = {}
     try:
-        for system in systems:
-            worker = Worker(options, system, job, case.name)
-            outcomes[system] = worker.outcome
+        for worker in start(options, systems, job, case.name):
+            outcomes[worker.outcome.system] = worker.outcome
             workers.append(worker)
-            worker.start()
         if case.task == "rank":
             firsts = {n: o.first_loss for n, o in outcomes.items() if o.first_loss is not None}
             same(options, case, "mean probability", firsts)
@@ -889,7 +914,7 @@ def rows_of(result: dict[str, Any]) -> Iterator[list[str]]:
             f"{peak / 2**30:.2f}" if peak else "-",
             f"{max(0.0, 1 - real / computed):.0%}" if computed else "-",
             f"{computed / real:.2f}" if real else "-",
-            f"{outcome['startup']:.1f}",
+            f"{outcome['startup']:.1f}" if outcome["startup"] is not None else "-",
             f"{flops / reference:.0%}" if reference else "-",
             f"{unique / reference:.0%}" if reference else "-",
             f"{loss:.5f}" if loss is not None else "-",

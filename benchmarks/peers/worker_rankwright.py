@@ -1,4 +1,7 @@
-"""The worker of ``speed.py`` that runs Rankwright, through its public functions, with defaults."""
+"""The worker of ``speed.py`` that runs Rankwright, through its public functions, with defaults.
+
+``compiled``: with ``--torch_compile true``.
+"""
 
 # ruff: noqa: ARG001 - the signatures are those of the libraries
 from __future__ import annotations
@@ -41,6 +44,7 @@ def train(gate: Gate) -> None:
         max_negative_samples=max(0, job["documents"] - 1),
         per_device_train_batch_size=job["groups_per_step"],
         overwrite=True,
+        torch_compile=job["configuration"] == "compiled",
         **adapters,
         **training_arguments(job),
     )

@@ -7,7 +7,8 @@ in parts of 16 pairs (its training_ms_marco_listnet.py); Qwen3 as a language mod
 ``best``: batches of similar length (its ``batch_sampler`` argument). Pointwise: pairs sorted by
 length; on CPUs 8 at a time, with the same pairs an optimiser step by accumulation, which pads less.
 Listwise: rows sorted by their longest document, and within a row the documents by length,
-in parts of 4 pairs (the loss does not depend on their order, nor on the parts). Qwen3 as a
+in parts of 4 pairs (the loss does not depend on their order, nor on the parts); on GPUs of 8, which
+smaller parts do not fill. Qwen3 as a
 ``Qwen3ForSequenceClassification`` whose one head row is w_yes - w_no: the same scores and gradients
 of the layers, without the vocabulary. Where ``--attention`` names one, that attention.
 
@@ -40,6 +41,7 @@ from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss, L
 
 MICRO_BATCH = 8
 PARTS = {"documented": 16, "best": 4}
+GPU_PARTS = {"documented": 16, "best": 8}
 
 
 class SortedBatches(DefaultBatchSampler):  # type: ignore[misc]
@@ -115,21 +117,26 @@ def train(gate: Gate) -> None:
     best = job["configuration"] == "best"
     model = load(job)
     rows = load_dataset("json", data_files=job["rows"], split="train")
+    on_cpu = job["device"] == "cpu"
+    at_once = job["groups_at_once"] or job["groups_per_step"]
     loss: torch.nn.Module
     chosen: dict[str, Any] = {"batch_sampler": SortedBatches} if best else {}
     if job["loss"] == "pointwise":
         rows = rows.map(pairs, batched=True, remove_columns=rows.column_names)
-        loss, batch = BinaryCrossEntropyLoss(model), job["groups_per_step"] * job["documents"]
-        if best and job["device"] == "cpu" and batch % MICRO_BATCH == 0:
-            chosen["gradient_accumulation_steps"] = batch // MICRO_BATCH
-            batch = MICRO_BATCH
+        loss, whole = BinaryCrossEntropyLoss(model), job["groups_per_step"] * job["documents"]
+        small = best and on_cpu and whole % MICRO_BATCH == 0
+        batch = MICRO_BATCH if small else at_once * job["documents"]
     else:
         options = {"by_length": best}
         rows = rows.map(lists, fn_kwargs=options, remove_columns=rows.column_names)
-        loss = ListNetLoss(model, mini_batch_size=PARTS[job["configuration"]])
-        batch = job["groups_per_step"]
+        parts = PARTS if on_cpu else GPU_PARTS
+        loss = ListNetLoss(model, mini_batch_size=parts[job["configuration"]])
+        whole, batch = job["groups_per_step"], at_once
     remember_loss(gate)
-    chosen["per_device_train_batch_size"] = batch
+    chosen |= {
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": whole // batch,
+    }
     arguments = CrossEncoderTrainingArguments(**(training_arguments(job) | chosen))
     CrossEncoderTrainer(
         model=model,

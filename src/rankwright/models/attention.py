@@ -15,6 +15,7 @@ repeated, ``S`` segments, ``N`` heads, ``K`` key/value heads, ``E`` head size.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -275,9 +276,19 @@ def _cumulative(
     return out[None]
 
 
-def _varlen_kernel(*args: Any, **options: Any) -> Any:
+@lru_cache(maxsize=1)
+def _asks_for_groups() -> bool:
+    """Whether grouped queries are a flag; before torch 2.12 the kernel takes them as they are."""
     from torch.nn.attention.varlen import varlen_attn
 
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def _varlen_kernel(*args: Any, enable_gqa: bool, **options: Any) -> Any:
+    from torch.nn.attention.varlen import varlen_attn
+
+    if _asks_for_groups():
+        options["enable_gqa"] = enable_gqa
     return varlen_attn(*args, **options)
 
 

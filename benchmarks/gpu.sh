@@ -26,22 +26,28 @@ step() {
 speed() {
   local name=$1
   shift
-  step "$name" "$PYTHON" benchmarks/speed.py --here --device "$DEVICE" --work "$WORK" \
+  step "$name" "$PYTHON" benchmarks/speed.py --here --together --device "$DEVICE" --work "$WORK" \
     --tokenizers "$TOKENIZERS" --output "$OUTPUT/gpu-$name.json" "$@" "${MORE[@]}"
 }
 
-peers=(rankwright sentence-transformers:documented sentence-transformers:best)
+steps() {
+  local name=$1
+  shift
+  step "steps $name" "$PYTHON" benchmarks/steps.py "$@" --device "$DEVICE" \
+    --output "$OUTPUT/gpu-steps-$name.json" "${MORE[@]}"
+}
+
+peers=(rankwright rankwright:compiled sentence-transformers:documented sentence-transformers:best)
 step "tests" "$PYTHON" -m pytest -q -m gpu tests/models
+steps small qwen3-0.6b modernbert-base --slice-tokens 8192 16384 --profile 30
+steps large qwen3-8b qwen3-4b --batch-tokens 16384 --slice-tokens 4096
+# all four share the card's memory: the padded trainers accumulate gradients over few groups
 speed qwen3-0.6b --cases qwen3-0.6b:listwise --systems "${peers[@]}" \
-  --groups-per-step 32 --groups-per-round 256
+  --groups-per-step 16 --groups-at-once 2 --groups-per-round 64 --rounds 3
 speed modernbert-base --cases modernbert-base:listwise --systems "${peers[@]}" \
-  --groups-per-step 64 --groups-per-round 512
-speed rank --cases qwen3-0.6b:rank modernbert-base:rank --systems "${peers[@]}" \
-  --groups-per-round 100
-speed qwen3-8b-lora --cases qwen3-8b:listwise --systems rankwright --lora 8 --no-check \
-  --groups-per-step 4 --groups-per-round 12 --rounds 2
-speed qwen3-4b --cases qwen3-4b:listwise --systems rankwright --no-check \
-  --groups-per-step 2 --groups-per-round 6 --rounds 2
+  --groups-per-step 32 --groups-at-once 8 --groups-per-round 256 --rounds 3
+speed rank --cases qwen3-0.6b:rank modernbert-base:rank --groups-per-round 100 \
+  --systems rankwright sentence-transformers:documented sentence-transformers:best
 
 for command in "${failed[@]}"; do
   echo "failed: $command"

@@ -160,7 +160,9 @@ def batches_of(variant: Variant, options: argparse.Namespace) -> list[PackedBatc
         return drawn
 
     for _ in range(options.steps + options.warm_up):
-        groups, encoded, used = [], [], 0
+        groups: list[Group] = []
+        encoded: list[PairTokens] = []
+        used = 0
         example = Example("q", [""] * documents, [1.0] + [0.0] * (documents - 1))
         while not encoded or used + collate.cost(encoded[-1]) <= options.batch_tokens:
             lengths = speed.log_normal_lengths(generator, documents)
@@ -192,7 +194,7 @@ def flops_of(model: RerankerModel, batch: PackedBatch, *, shared: bool) -> float
         for parent in {p for p in batch.parents if p >= 0}:
             total -= speed.attention_flops(config, batch.lengths[parent])
             tokens -= batch.lengths[parent]
-    return 3 * (2.0 * parameters * tokens + total)
+    return float(3 * (2.0 * parameters * tokens + total))
 
 
 class Step:
@@ -218,7 +220,8 @@ class Step:
         for part in batch.slices():
             with torch.autocast(self.device, torch.bfloat16, enabled=self.mixed):
                 scores_P = self.model(part)
-            loss(scores_P, part.labels_P, part.offsets_Q).total.backward()
+            total = loss(scores_P, part.labels_P, part.offsets_Q).total
+            total.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0, foreach=True)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -318,6 +321,9 @@ def parse() -> argparse.Namespace:
     add("--output", type=Path, help="file for the raw numbers (JSON)")
     options = parser.parse_args()
     options.peak = speed.peak_rate() or 1e12
+    if options.smoke:
+        options.batch_tokens, options.slice_tokens = 1024, [512]
+        options.steps, options.warm_up = 1, 1
     return options
 
 

@@ -140,7 +140,7 @@ def test_slices_and_chunks_train_the_same(
         ("slices", 1, None),
         ("chunks", 10**6, 100),
     ):
-        monkeypatch.setattr(trainer_module, "CPU_SLICE_TOKENS", slice_tokens)
+        monkeypatch.setitem(trainer_module.SLICE_TOKENS, "cpu", slice_tokens)
         pieces.clear()
         given = {"chunk_tokens": chunk_tokens} if chunk_tokens else {}
         run = arguments(
@@ -731,7 +731,7 @@ def test_a_combination_is_the_sum_of_the_means(tmp_path: Path) -> None:
         folder = tmp_path / name
         train_on(arguments(tmp_path, output_dir=str(folder), **given, **cut), rows, rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer_module, "CPU_SLICE_TOKENS", 1)
+        patch.setitem(trainer_module.SLICE_TOKENS, "cpu", 1)
         folder = tmp_path / "slices"
         train_on(arguments(tmp_path, output_dir=str(folder), **given, **cuts["one"]), rows, rows)
 

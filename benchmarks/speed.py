@@ -268,7 +268,7 @@ def parse() -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} is less than 1")
     if options.smoke:
         options.groups_per_round, options.rounds = 2, min(options.rounds, 2)
-        options.groups_per_step = 1
+        options.groups_per_step, options.groups_at_once = 1, None
     if (options.groups_per_round or 40) % options.groups_per_step:
         parser.error("--groups-per-round is not a multiple of --groups-per-step")
     if options.groups_per_step % (options.groups_at_once or 1):

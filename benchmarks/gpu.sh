@@ -4,8 +4,9 @@
 #
 #   WORK=work TOKENIZERS=tokenizers OUTPUT=benchmarks/results bash benchmarks/gpu.sh
 #
-# PYTHON is an interpreter with the package's dependencies, pytest and sentence-transformers, which
-# is the padded trainer: at its best it groups by length and computes the last token's logits alone.
+# PYTHON is an interpreter with the package's dependencies, pytest, pytest-timeout and
+# sentence-transformers. That is the padded trainer: at its best it groups by length and computes the
+# last token's logits alone.
 # A step that fails is reported at the end, and the others go on.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -26,7 +27,7 @@ step() {
 speed() {
   local name=$1
   shift
-  step "$name" "$PYTHON" benchmarks/speed.py --here --together --device "$DEVICE" --work "$WORK" \
+  step "$name" "$PYTHON" benchmarks/speed.py --here --alone --device "$DEVICE" --work "$WORK" \
     --tokenizers "$TOKENIZERS" --output "$OUTPUT/gpu-$name.json" "$@" "${MORE[@]}"
 }
 
@@ -41,11 +42,11 @@ peers=(rankwright rankwright:compiled sentence-transformers:documented sentence-
 step "tests" "$PYTHON" -m pytest -q -m gpu tests/models
 steps small qwen3-0.6b modernbert-base --slice-tokens 8192 16384 --profile 30
 steps large qwen3-8b qwen3-4b --batch-tokens 16384 --slice-tokens 4096
-# all four share the card's memory: the padded trainers accumulate gradients over few groups
+# what a padded trainer of the same model holds in 80 GB; it accumulates gradients over the rest
 speed qwen3-0.6b --cases qwen3-0.6b:listwise --systems "${peers[@]}" \
-  --groups-per-step 16 --groups-at-once 2 --groups-per-round 64 --rounds 3
+  --groups-per-step 16 --groups-at-once 4 --groups-per-round 64 --rounds 3
 speed modernbert-base --cases modernbert-base:listwise --systems "${peers[@]}" \
-  --groups-per-step 32 --groups-at-once 8 --groups-per-round 256 --rounds 3
+  --groups-per-step 32 --groups-at-once 16 --groups-per-round 256 --rounds 3
 speed rank --cases qwen3-0.6b:rank modernbert-base:rank --groups-per-round 100 \
   --systems rankwright sentence-transformers:documented sentence-transformers:best
 

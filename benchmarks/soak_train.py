@@ -258,8 +258,9 @@ def differences(one: Path, two: Path) -> list[str]:
         metrics.append({name: value for name, value in record.items() if name != "seconds"})
     if logs[0] != logs[1]:
         found.append("log")
+    names = sorted({*metrics[0], *metrics[1]})
     found += [
-        f"metrics.json: {name}" for name in metrics[0] if metrics[0][name] != metrics[1][name]
+        f"metrics.json: {name}" for name in names if metrics[0].get(name) != metrics[1].get(name)
     ]
     return found
 

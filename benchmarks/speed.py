@@ -87,7 +87,14 @@ CHECK_GROUPS = 3
 RANKED_DOCUMENTS = 100
 START_TIMEOUT, ROUND_TIMEOUT = 1800.0, 7200.0
 # dense, from the maker's data sheet
-PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+PEAK_BF16 = {
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+}
 
 MODERNBERT_BASE = {
     "hidden_size": 768,
@@ -251,7 +258,11 @@ def parse() -> argparse.Namespace:
     add("--attention", help="the peers' attention at their best, such as flash_attention_2")
     add("--max-length", type=int, help="default: what holds every pair whole")
     add("--pairwise", action="store_true", help="ours beside one peer at a time: less memory")
-    add("--together", action="store_true", help="start all at once; start-up is not measured")
+    add(
+        "--alone",
+        action="store_true",
+        help="one system after the other, where their memory together is more than a GPU's",
+    )
     add("--no-check", action="store_true", help="skip the comparison of the first loss")
     add("--lora", type=int, metavar="RANK", help="adapters on all linear layers; ours alone")
     add(
@@ -683,21 +694,27 @@ def training_job(case: Case, job: dict[str, Any], step: int) -> dict[str, Any]:
         "groups": case.groups,
         "documents": case.documents,
         "groups_per_step": step,
+        "groups_at_once": job["groups_at_once"]
+        if step % (job["groups_at_once"] or 1) == 0
+        else None,
         "steps_per_round": per_round,
         "pairs_per_round": case.groups * case.documents,
         "steps": per_round * job["rounds"],
     }
 
 
-def start(
-    options: argparse.Namespace, systems: Sequence[str], job: dict[str, Any], name: str
+def begin(
+    options: argparse.Namespace,
+    systems: Sequence[str],
+    job: dict[str, Any],
+    name: str,
+    *,
+    together: bool = False,
 ) -> Iterator[Worker]:
-    """Start the systems one by one, or all at once, and wait for the first step of each."""
-    together = [Worker(options, system, job, name) for system in systems if options.together]
-    for worker in together or (Worker(options, system, job, name) for system in systems):
+    """Start the systems, one by one or all at once, and wait for the first step of each."""
+    workers = (Worker(options, system, job, name) for system in systems)
+    for worker in list(workers) if together else workers:
         worker.start()
-        if options.together:
-            worker.outcome.startup = None
         yield worker
 
 
@@ -717,7 +734,9 @@ def check_losses(
     job |= {**files, "max_length": options.max_length or longest + 8}
     losses: dict[str, float] = {}
     failed: dict[str, str] = {}
-    for worker in start(options, systems, job, f"check {case.name}"):
+    # a few pairs, and nothing is timed
+    together = options.device == "cuda"
+    for worker in begin(options, systems, job, f"check {case.name}", together=together):
         outcome = worker.outcome
         if outcome.failed is None and outcome.first_loss is not None:
             losses[outcome.system] = outcome.first_loss
@@ -764,17 +783,18 @@ def run_case(options: argparse.Namespace, case: Case, folders: dict[str, str]) -
     job = training_job(case, job_of(options, case, folders), step)
     job |= {**files, "max_length": options.max_length or work.longest + 8}
     systems = [system for system in options.systems if system not in failed]
-    turns = [systems]
+    turns = [[system] for system in systems] if options.alone else [systems]
     if options.pairwise and OURS in systems:
         turns = [[OURS, other] for other in systems if other != OURS] or [[OURS]]
     found: dict[str, Outcome] = {name: Outcome(name, failed=why) for name, why in failed.items()}
     ratios: dict[str, list[float]] = {}
     for turn in turns:
         outcomes = interleave(options, case, job, [*turn, MATMUL])
+        ours = outcomes.get(OURS, found.get(OURS))
         for system, outcome in outcomes.items():
-            if system in outcomes and OURS in outcomes:
-                pairs = zip(outcome.seconds, outcomes[OURS].seconds, strict=False)
-                ratios[system] = [theirs / ours for theirs, ours in pairs]
+            if ours is not None:
+                pairs = zip(outcome.seconds, ours.seconds, strict=False)
+                ratios[system] = [theirs / own for theirs, own in pairs]
             found.setdefault(system, outcome)
     for system, loss in losses.items():
         if system in found:
@@ -796,7 +816,7 @@ def interleave(
     workers: list[Worker] = []
     outcomes: dict[str, Outcome] = {}
     try:
-        for worker in start(options, systems, job, case.name):
+        for worker in begin(options, systems, job, case.name):
             outcomes[worker.outcome.system] = worker.outcome
             workers.append(worker)
         if case.task == "rank":
@@ -967,8 +987,13 @@ def show(results: Sequence[dict[str, Any]]) -> None:
             for name, outcome in result["systems"].items():
                 if peak and outcome["rounds"] and name != MATMUL:
                     seconds = median([event["seconds"] for event in outcome["rounds"]])
-                    share = result["work"]["flops"] / seconds / peak
-                    print(f"{result['name']}: {name}: {share:.1%} of {peak / 1e12:.0f} TFLOP/s.")
+                    pairs, unique = (
+                        result["work"][kind] / seconds / peak for kind in ("flops", "unique_flops")
+                    )
+                    print(
+                        f"{result['name']}: {name}: {pairs:.1%} of {peak / 1e12:.0f} TFLOP/s, of "
+                        f"unique tokens {unique:.1%}."
+                    )
                 for note in outcome["notes"]:
                     print(f"{result['name']}: {name}: {note}.")
     started = [result for result in results if "starts" in result]

@@ -8,13 +8,14 @@ backward, clipping and fused AdamW, under autocast to bfloat16 with float32 weig
 ``--bf16 true`` trains; a slice of a batch is ``--slice-tokens`` long, as the trainer cuts it.
 
 - **MFU** is the FLOPs of the model over those of the card's data sheet: weights and attention, of
-  unique and unpadded tokens, three times the forward. Recomputed activations do not count.
+  unique and unpadded tokens, three times the forward (frozen weights twice: they have no gradient).
+  Recomputed activations do not count.
 - **of pairs** counts the prompt and query for every document, as without sharing.
 - Times are the median over ``--steps`` steps, each on a batch of its own, between two waits for the
   device. Compiled layers must not compile anything in them, or the row says so.
 
-``--profile`` prints the kernels that take most of the first variant's time. Where a model does not
-fit, the row says so and the next one is tried.
+``--profile`` prints the kernels that take most of a step's time, and the share of it in which none
+ran. Where a model does not fit, the row says so and the next one is tried.
 """
 
 from __future__ import annotations
@@ -178,11 +179,10 @@ def flops_of(model: RerankerModel, batch: PackedBatch, *, shared: bool) -> float
     """FLOPs of a training step; of every pair in full where not ``shared``."""
     config = model.config
     head = {id(p) for m in model.head_modules() for p in m.parameters()}
-    parameters = sum(
-        p.numel()
-        for name, p in model.hf.named_parameters()
-        if id(p) not in head and "embed" not in name and "lora_" not in name
-    )
+    passes = 0  # over a token's weights, of 2 FLOPs each
+    for name, p in model.hf.named_parameters():
+        if id(p) not in head and "embed" not in name:
+            passes += p.numel() * (3 if p.requires_grad else 2)
     total, tokens = 0.0, 0
     for length, parent in zip(batch.lengths, batch.parents, strict=True):
         before = batch.lengths[parent] if parent >= 0 else 0
@@ -194,7 +194,7 @@ def flops_of(model: RerankerModel, batch: PackedBatch, *, shared: bool) -> float
         for parent in {p for p in batch.parents if p >= 0}:
             total -= speed.attention_flops(config, batch.lengths[parent])
             tokens -= batch.lengths[parent]
-    return float(3 * (2.0 * parameters * tokens + total))
+    return float(2.0 * passes * tokens + 3 * total)
 
 
 class Step:
@@ -243,13 +243,15 @@ def measure(variant: Variant, options: argparse.Namespace) -> dict[str, Any]:
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    torch._dynamo.reset()
+    before = compilations()
     batches = batches_of(variant, options)
     step = Step(variant, options)
     for batch in batches[: options.warm_up]:
         step(batch)
     wait(options.device)
     ready, graphs = time.perf_counter() - started, compilations()
+    if variant.compiled and graphs == before:
+        raise RuntimeError("nothing was compiled")
     seconds = []
     for batch in batches[options.warm_up :]:
         began = time.perf_counter()
@@ -259,6 +261,7 @@ def measure(variant: Variant, options: argparse.Namespace) -> dict[str, Any]:
     timed = batches[options.warm_up :]
     unique = statistics.mean(flops_of(step.model, b, shared=True) for b in timed)
     pairs = statistics.mean(flops_of(step.model, b, shared=False) for b in timed)
+    peak = torch.cuda.max_memory_allocated() if options.device == "cuda" else 0
     if options.profile:
         profile(step, batches[-1], options)
     median = statistics.median(seconds)
@@ -270,11 +273,12 @@ def measure(variant: Variant, options: argparse.Namespace) -> dict[str, Any]:
         "pairs_per_second": statistics.mean(b.num_pairs for b in timed) / median,
         "unique_flops": unique,
         "flops": pairs,
-        "mfu": unique / median / options.peak,
-        "of_pairs": pairs / median / options.peak,
+        "mfu": unique / median / options.peak if options.peak else None,
+        "of_pairs": pairs / median / options.peak if options.peak else None,
         "ready": ready,
+        "graphs": graphs - before,
         "compiled_while_timed": compilations() - graphs,
-        "peak_memory": torch.cuda.max_memory_allocated() if options.device == "cuda" else 0,
+        "peak_memory": peak,
     }
 
 
@@ -294,10 +298,12 @@ def profile(step: Step, batch: PackedBatch, options: argparse.Namespace) -> None
     kernels = [
         (getattr(event, key), event.count, event.key)
         for event in found.key_averages()
-        if not cuda or "CUDA" in str(event.device_type)
+        # annotations cover kernels that are counted themselves
+        if not cuda or ("CUDA" in str(event.device_type) and not event.is_user_annotation)
     ]
     total = sum(time for time, _, _ in kernels)
-    print(f"profiled step {seconds * 1e3:.1f} ms, kernels {total / 1e3:.1f} ms")
+    idle = max(0.0, 1 - total / 1e6 / seconds)
+    print(f"profiled step {seconds * 1e3:.1f} ms, kernels {total / 1e3:.1f} ms, idle {idle:.0%}")
     for taken, count, name in sorted(kernels, reverse=True)[: options.profile]:
         print(f"{taken / 1e3:9.2f} ms {taken / total:5.1%} {count:6d} x {name[:140]}")
 
@@ -315,12 +321,13 @@ def parse() -> argparse.Namespace:
     add("--steps", type=int, default=6, help="timed steps of each row")
     add("--warm-up", type=int, default=3, help="steps before them")
     add("--only", nargs="*", default=[], help="words that a row's name holds, or it is left out")
+    add("--peak", type=float, help="the card's TFLOP/s, where its data sheet is not known here")
     add("--profile", type=int, default=0, metavar="N", help="print the N longest kernels")
     add("--device", default="cuda", choices=["cpu", "cuda"])
     add("--smoke", action="store_true", help=argparse.SUPPRESS)
     add("--output", type=Path, help="file for the raw numbers (JSON)")
     options = parser.parse_args()
-    options.peak = speed.peak_rate() or 1e12
+    options.peak = options.peak * 1e12 if options.peak else speed.peak_rate()
     if options.smoke:
         options.batch_tokens, options.slice_tokens = 1024, [512]
         options.steps, options.warm_up = 1, 1
@@ -330,7 +337,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     """Measure, print, write; return the exit code."""
     options = parse()
-    about = machine.surroundings("steps.py", 1) | {
+    about = machine.surroundings("steps.py", torch.get_num_threads()) | {
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__}
     }
     results: list[dict[str, Any]] = []
@@ -347,6 +354,7 @@ def main() -> int:
                 found = {"name": variant.name, "failed": f"{type(error).__name__}: {reason}"}
             results.append(found)
             print(row(found), flush=True)
+            torch._dynamo.reset()  # holds the compiled layers
             gc.collect()
             with contextlib.suppress(RuntimeError):
                 torch.cuda.empty_cache()
@@ -365,8 +373,8 @@ def row(found: dict[str, Any]) -> str:
         found["name"],
         f"{median * 1e3:.1f} ms",
         f"{found['pairs_per_second']:.0f} pairs/s",
-        f"MFU {found['mfu']:.1%}",
-        f"of pairs {found['of_pairs']:.1%}",
+        f"MFU {found['mfu']:.1%}" if found["mfu"] else "MFU -",
+        f"of pairs {found['of_pairs']:.1%}" if found["of_pairs"] else "of pairs -",
         f"{found['peak_memory'] / 2**30:.1f} GiB",
         f"ready {found['ready']:.0f} s",
     ]

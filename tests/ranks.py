@@ -33,7 +33,8 @@ def train_cases(
     Args:
         path: the file of the cases, to be written.
         cases: arguments of ``rankwright.train``; with ``spoiled``, a query whose scores are NaN,
-            the training has to end with an error that names it.
+            the training has to end with an error that names it; with ``stopped``, a step in which
+            SIGTERM reaches the last process alone, it has to stop and goes on with ``--resume``.
         world: how many processes.
         commands: words of commands to do then.
         **variables: of the environment.
@@ -147,6 +148,34 @@ def _train_spoiled(case: dict[str, Any], query: str) -> None:
             rankwright.train(**case)
 
 
+def _train_stopped(case: dict[str, Any], step: int) -> None:
+    """Every process stops behind the next step, when it was told of the signal; then it goes on."""
+    import pytest
+    import transformers
+
+    import rankwright
+    from rankwright.trainer import Interrupted
+
+    class Stop(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step + 1 == step and args.process_index == args.world_size - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match=rf"stopped at step {step + 1} of"):
+        rankwright.train(**case, callbacks=[Stop()])
+    folder = Path(case["output_dir"])
+    assert max(int(path.name[11:]) for path in folder.glob("checkpoint-*")) == step + 1
+    _set_up(case)
+    rankwright.train(**case, resume=True)
+
+
+def _set_up(case: dict[str, Any]) -> None:
+    """Let a training of several processes begin."""
+    if "deepspeed" in case:
+        _begin_deepspeed()
+        case["accelerator_config"] = {"use_configured_state": True}
+
+
 def _work(cases: list[dict[str, Any]], commands: list[list[str]], ports: list[int]) -> None:
     import torch
 
@@ -154,13 +183,14 @@ def _work(cases: list[dict[str, Any]], commands: list[list[str]], ports: list[in
     from rankwright import cli
 
     for case in cases:
-        if "deepspeed" in case:
-            _begin_deepspeed()
-            case["accelerator_config"] = {"use_configured_state": True}
-        if (query := case.pop("spoiled", None)) is None:
-            rankwright.train(**case)
-        else:
+        _set_up(case)
+        query, step = case.pop("spoiled", None), case.pop("stopped", None)
+        if query is not None:
             _train_spoiled(case, query)
+        elif step is not None:
+            _train_stopped(case, step)
+        else:
+            rankwright.train(**case)
     if cases:
         torch.distributed.destroy_process_group()
     for words, port in zip(commands, ports, strict=True):

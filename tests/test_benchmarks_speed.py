@@ -72,3 +72,14 @@ def test_a_system_that_differs_stops_the_run(speed: ModuleType) -> None:
     speed.same(options, case, "first loss", {"rankwright": 2.0, "peer": 2.0001})
     with pytest.raises(speed.SpeedError, match="first loss differs"):
         speed.same(options, case, "first loss", {"rankwright": 2.0, "peer": 2.001})
+
+
+@pytest.mark.parametrize(("step", "at_once", "kept"), [(16, 4, 4), (3, 4, None), (3, 2, None)])
+def test_a_step_is_a_whole_number_of_batches(
+    speed: ModuleType, step: int, at_once: int, kept: int | None
+) -> None:
+    """The first losses are compared on 3 groups, which 2 or 4 do not divide."""
+    case = speed.Case("qwen3-small", "listwise", groups=32)
+    job = speed.training_job(case, {"groups_at_once": at_once, "rounds": 2}, step)
+    assert job["groups_at_once"] == kept
+    assert job["steps"] == 2 * -(-32 // step)

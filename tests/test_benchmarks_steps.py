@@ -38,6 +38,30 @@ def test_flops_of_shared_prefixes(steps: ModuleType) -> None:
     assert unique == pairs > 0
 
 
+@pytest.mark.parametrize("lora", [0, 4])
+def test_flops_by_hand(steps: ModuleType, lora: int) -> None:
+    """Two tokens, then one that continues them: 2 + 1 tokens, and 1 + 2 + 3 pairs of attention.
+
+    A layer has a query, key, value and output matrix of 64 x 8 heads of 8 (keys and values 64 x
+    2 x 8), three of 64 x 128, four norms; the last norm stands behind two layers. Adapters of
+    rank 4 add 4 rows and 4 columns to each of the seven.
+    """
+    model = steps.build(steps.Variant("qwen3-0.6b", 64, lora=lora), OPTIONS)
+    config = model.config
+    heads, keys, size = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    wide, narrow = heads * size, keys * size
+    shapes = [(64, wide), (64, narrow), (64, narrow), (wide, 64), (64, 128), (64, 128), (128, 64)]
+    layer = sum(a * b for a, b in shapes) + 2 * 64 + 2 * size
+    weights = config.num_hidden_layers * layer + 64
+    adapters = lora * config.num_hidden_layers * sum(a + b for a, b in shapes)
+    trained = 3 * adapters + (2 if lora else 3) * weights
+    batch = argparse.Namespace(lengths=(2, 1), parents=(-1, 0))
+    seen = 4 * wide * config.num_hidden_layers * (1 + 2 + 3)
+    assert steps.flops_of(model, batch, shared=True) == 2 * trained * 3 + 3 * seen
+    # alone, the pair has three tokens, which are the same ones
+    assert steps.flops_of(model, batch, shared=False) == 2 * trained * 3 + 3 * seen
+
+
 def test_rows_of_the_table(steps: ModuleType) -> None:
     options = argparse.Namespace(slice_tokens=[8192], attention="auto")
     names = [v.name for v in steps.variants_of("qwen3-0.6b", options)]

@@ -184,6 +184,8 @@ def many(
             cut = {**shared, **ENGINES[engine]}
             _copy_started(one(RESUMED), folder / f"{engine}-resumed")
             given[f"{engine}-resumed"] = {**cases[RESUMED], **cut, "resume": True}
+            if world == 2:
+                given[f"{engine}-stopped"] = {**cases[RESUMED], **cut, "stopped": 7}
             half = {**cut, "bf16": True, "max_steps": 2}
             for name in ("classification", "generative") if world == 2 else ():
                 given[f"{engine}-bf16-{name}"] = {**cases[name], **half}
@@ -242,6 +244,12 @@ def test_deepspeed_by_its_settings(
 def test_cut_weights_resume_one_process(one: Any, many: Any, world: int, engine: str) -> None:
     """From one process's checkpoint; FSDP with weights that only the first process reads."""
     assert_same_weights(many(world, engine != "fsdp") / f"{engine}-resumed", one(RESUMED))
+
+
+@pytest.mark.parametrize("engine", ["fsdp", *ZERO])
+def test_a_signal_stops_cut_weights(one: Any, many: Any, engine: str) -> None:
+    """SIGTERM reaches one process of two in step 7; both save step 8 and go on from there."""
+    assert_same_weights(many(2, engine != "fsdp") / f"{engine}-stopped", one(RESUMED))
 
 
 @pytest.mark.parametrize("engine", ["fsdp", *ZERO])

@@ -128,7 +128,11 @@ def test_accumulation_equals_one_batch(tmp_path: Path, loss: str) -> None:
 def test_slices_and_chunks_train_the_same(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step computed at once, group by group, and in chunks of a group: the same weights."""
+    """A step computed at once, group by group, and in chunks of a group: the same weights.
+
+    An optimiser that steps within the backward pass has to see the whole: no slices then, and
+    nothing is computed twice.
+    """
     pieces = []
     score = RerankerModel._score
     monkeypatch.setattr(
@@ -138,9 +142,13 @@ def test_slices_and_chunks_train_the_same(
     for folder, slice_tokens, chunk_tokens in (
         ("whole", 10**6, None),
         ("slices", 1, None),
+        ("inside", 1, None),
         ("chunks", 10**6, 100),
     ):
         monkeypatch.setitem(trainer_module.SLICE_TOKENS, "cpu", slice_tokens)
+        monkeypatch.setattr(
+            trainer_module, "_steps_inside", lambda args, inside=folder == "inside": inside
+        )
         pieces.clear()
         given = {"chunk_tokens": chunk_tokens} if chunk_tokens else {}
         run = arguments(
@@ -156,10 +164,10 @@ def test_slices_and_chunks_train_the_same(
         )
         train_on(run, ROWS, [])
         calls[folder] = len(pieces)
-    assert calls["whole"] == 6
+    assert calls["whole"] == calls["inside"] == 6
     assert calls["slices"] == 24
     assert calls["chunks"] > 48
-    for folder in ("slices", "chunks"):
+    for folder in ("slices", "inside", "chunks"):
         assert_same_weights(tmp_path / "whole", tmp_path / folder, 1e-5)
 
 

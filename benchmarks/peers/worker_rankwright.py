@@ -20,9 +20,14 @@ def count_packed(gate: Gate, model: torch.nn.Module) -> None:
 
     def before(module: Any, args: Any) -> None:
         batch = args[0]
+        # on the host, so that no accelerator is waited for; a prefix is no pair's own segment
         lengths, parents = batch.lengths, batch.parents
-        segments = batch.segment_P.tolist()
-        real = sum(lengths[s] + (lengths[parents[s]] if parents[s] >= 0 else 0) for s in segments)
+        prefixes = set(parents)
+        real = sum(
+            length + (lengths[parent] if parent >= 0 else 0)
+            for number, (length, parent) in enumerate(zip(lengths, parents, strict=True))
+            if number not in prefixes
+        )
         gate.count(real, batch.num_tokens)
 
     model.register_forward_pre_hook(before)

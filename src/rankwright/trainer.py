@@ -1053,10 +1053,12 @@ def train_on(
         raise ConfigError(
             f"--output_dir {output} cannot be written ({error.strerror}); choose another"
         ) from error
+    whole = bool(args.fsdp) or _steps_inside(args)
     collate = collator(
         loaded,
         share_prefix=arguments.data.share_prefix,
-        slice_tokens=None if args.fsdp else SLICE_TOKENS.get(args.device.type),
+        # where slices cannot be computed one by one, a cut row would be computed twice
+        slice_tokens=None if whole else SLICE_TOKENS.get(args.device.type),
         chunk_tokens=arguments.data.chunk_tokens or arguments.data.batch_tokens,
     )
     _check_instructions(train_examples, val_examples, collate.encoder)

@@ -282,6 +282,30 @@ def test_a_whole_model_scores_the_same(
         assert_close(found[1][parameter], gradient, rtol=1e-5, atol=1e-6)
 
 
+def test_varlen_of_both_signatures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.11 takes grouped queries without a flag, later releases with one."""
+    module = pytest.importorskip("torch.nn.attention.varlen")
+    found: list[dict[str, Any]] = []
+
+    def old(*args: Any, scale: float | None = None, window_size: Any = (-1, -1)) -> Tensor:
+        found.append({"scale": scale, "window_size": window_size})
+        return args[0]
+
+    def new(*args: Any, enable_gqa: bool = False, **options: Any) -> Tensor:
+        found.append({"enable_gqa": enable_gqa, **options})
+        return args[0]
+
+    call = Call(Packing(LENGTHS, SHARED), True, None, 0.37, 0.0)
+    plain = {"scale": 0.37, "window_size": (-1, 0)}
+    for kernel, expected in ((old, plain), (new, plain | {"enable_gqa": True})):
+        monkeypatch.setattr(module, "varlen_attn", kernel)
+        attention._asks_for_groups.cache_clear()
+        q, k, v = tensors()
+        attention.varlen(q, k, v, call)
+        assert found[-1] == expected
+    attention._asks_for_groups.cache_clear()
+
+
 def test_a_prefix_gradient_is_summed_in_float32() -> None:
     """512 documents each send 1 + 2**-7 back to a bfloat16 prefix.
 

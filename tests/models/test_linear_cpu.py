@@ -108,6 +108,26 @@ def test_rows_that_do_not_lie_together(calls: list[str]) -> None:
     )
 
 
+@pytest.mark.parametrize("rows", [37, 40, 100])
+def test_results_can_be_changed_in_place(
+    calls: list[str], monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """One block that is filled up, one that is not, and several."""
+    monkeypatch.setattr(linear_cpu, "STEPS", (8, 8))
+    monkeypatch.setattr(linear_cpu, "BLOCK", 64)
+    layer = nn.Linear(24, 16)
+    x = torch.randn(rows, 24)
+    expected = torch.relu(layer(x)[None] + 1)
+    expected.sum().backward()
+    wanted, layer.weight.grad = layer.weight.grad, None
+    use(layer)
+    found = layer(x[None]).add_(1).relu_()
+    found.sum().backward()
+    assert calls[0] == "product"
+    assert_close(found, expected)
+    assert_close(layer.weight.grad, wanted)
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_frozen_weights_keep_no_input(calls: list[str], frozen: bool) -> None:
     layer = nn.Linear(24, 16).requires_grad_(not frozen)

@@ -5,6 +5,7 @@ All in float64, so that only a real difference shows. Every family of FAMILIES i
 
 from __future__ import annotations
 
+import copy
 from types import MethodType
 from typing import Any
 
@@ -407,8 +408,9 @@ def test_half_precision_weights_give_float32_scores(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["modernbert", "bert", "qwen3"])
-def test_compiled_layers_are_compiled_once(name: str) -> None:
+def test_compiled_layers_are_compiled_once(name: str, checkpointing: bool) -> None:
     """Batches of many shapes: the plain scores and gradients, and no graph after the first batch.
 
     The stand-in compiler runs the traced graphs as they are, so only the tracing is tested here.
@@ -418,6 +420,12 @@ def test_compiled_layers_are_compiled_once(name: str) -> None:
     model, collate = reranker(name, packed=True, num_hidden_layers=12)
     plain, _ = reranker(name, packed=True, num_hidden_layers=12)
     assert model.compile_blocks(backend="eager") == 12
+    if checkpointing:
+        for one in (model, plain):
+            for module in one.train().modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+            one.activation_checkpointing_enable()
     rows = tiny.examples(6, documents=6)
     graphs = []
     for count in range(1, 6):
@@ -427,6 +435,24 @@ def test_compiled_layers_are_compiled_once(name: str) -> None:
     assert graphs[0] > 1, "nothing was compiled"
     assert graphs[1:] == graphs[:1] * 4
     assert not counters["recompile_limit"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", ["modernbert", "qwen3"])
+def test_a_copy_of_compiled_layers_has_its_own(name: str) -> None:
+    """As adapters are merged on a copy: each of the two computes with its own weights."""
+    model, collate = reranker(name, packed=True)
+    model.compile_blocks(backend="eager")
+    batch = collate(groups())
+    with torch.no_grad():
+        expected = model(batch)
+        twin = copy.deepcopy(model)
+        assert torch.equal(twin(batch), expected)
+        for block in twin.blocks:
+            for parameter in block.parameters():
+                parameter.mul_(0.5)
+        assert not torch.equal(twin(batch), expected)
+        assert torch.equal(model(batch), expected)
     torch._dynamo.reset()
 
 

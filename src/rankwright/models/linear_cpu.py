@@ -7,8 +7,10 @@ the fifth generation, 3,700 x 256 by 256 x 768: 107 GFLOP/s a core with MKL and 
 
 Sums are added in another order, so results differ in their last bits.
 
-oneDNN compiles a product for each of its shapes and keeps the last thousands of them, half a
-mebibyte each. Packed rows are of any length, so they are multiplied in blocks of few lengths.
+oneDNN compiles a product for each of its shapes and keeps the last 1,024 of them, half a mebibyte
+each. Packed rows are of any length, so they are multiplied in blocks of few lengths.
+
+There are first derivatives alone: ``torch.func`` and a second backward pass raise an error.
 
 Shape legend: ``R`` rows of the input, ``I`` and ``O`` features in and out.
 """
@@ -65,8 +67,9 @@ def _blocks(x_RN: Tensor) -> list[Tensor]:
 def _multiply(blocks: list[Tensor], count: int, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
     """``x @ weight.T + bias`` for the ``count`` rows that were cut into these blocks."""
     if len(blocks) == 1:
-        output: Tensor = _product(blocks[0], weight_OI, bias_O, "none", [], "")[:count]
-        return output
+        output: Tensor = _product(blocks[0], weight_OI, bias_O, "none", [], "")
+        # no view, since autograd forbids to change what is one of a function's result
+        return output.resize_(count, output.shape[1])
     output_RO = weight_OI.new_empty(count, len(weight_OI))
     outputs = output_RO.split(BLOCK)  # type: ignore[no-untyped-call]
     for rows, block in zip(outputs, blocks, strict=True):
@@ -119,7 +122,8 @@ class Linear(nn.Linear):
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether this product is one for oneDNN: plain float32 on a CPU, and large."""
-    if torch.compiler.is_compiling():
+    # a copy may have been sent to another machine
+    if torch.compiler.is_compiling() or not faster():
         return False
     rows = x.numel() // weight.shape[1]
     return (
@@ -140,7 +144,7 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def use(model: nn.Module) -> None:
     """Let the plain linear layers of a model choose the faster product.
 
-    Weights, names and everything that asks for an ``nn.Linear`` stay as they are.
+    Weights and names stay as they are, and ``isinstance`` finds an ``nn.Linear``.
     ``torch.backends.mkldnn.flags(enabled=False)`` switches it off.
 
     Args:

@@ -6,7 +6,10 @@ a padded batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -192,8 +195,7 @@ class RerankerModel(nn.Module):
                 "it out"
             )
         try:
-            for block in blocks:
-                block.compile(backend=backend, mode=mode, dynamic=True)
+            _compile(blocks, backend=backend, mode=mode, dynamic=True)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"--torch_compile: {reason}") from error
@@ -323,6 +325,36 @@ class RerankerModel(nn.Module):
             start = sum(batch.lengths[:index])
             slices.append(slice(start, start + batch.lengths[index]))
         return slices
+
+
+def _compile(blocks: list[nn.Module], **options: Any) -> None:
+    """Compile layers inside of their gradient checkpointing, which ends a graph.
+
+    transformers 5.17 puts it around ``__call__``, which leaves the layer within to
+    ``nn.Module.compile``; 5.23 around ``forward``, where nothing within would be compiled.
+    """
+    if "__call__" in vars(GradientCheckpointingLayer):
+        for block in blocks:
+            block.compile(**options)
+        return
+    compiled = {
+        kind: _checkpointing(torch.compile(kind.forward.__wrapped__, **options))  # type: ignore[attr-defined]
+        for kind in {type(block) for block in blocks}
+    }
+    for block in blocks:
+        # a method, since a copy of the model has to call its own
+        block.forward = MethodType(compiled[type(block)], block)
+
+
+def _checkpointing(layer: Callable[..., Any]) -> Callable[..., Any]:
+    """What transformers puts around a layer's ``forward``."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(partial(layer, self, **kwargs), *args)
+        return layer(self, *args, **kwargs)
+
+    return forward
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

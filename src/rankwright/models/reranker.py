@@ -144,7 +144,11 @@ class RerankerModel(nn.Module):
     @property
     def is_activation_checkpointing(self) -> bool:
         """Whether the backbone trades compute for memory."""
-        return bool(getattr(self.hf, "is_activation_checkpointing", False))
+        return any(
+            getattr(self.hf, name, False)
+            # the second one in transformers before the rename
+            for name in ("is_activation_checkpointing", "is_gradient_checkpointing")
+        )
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any

@@ -417,9 +417,11 @@ def test_compiled_layers_are_compiled_once(name: str, checkpointing: bool) -> No
     """
     torch._dynamo.reset()
     counters.clear()
-    model, collate = reranker(name, packed=True, num_hidden_layers=12)
-    plain, _ = reranker(name, packed=True, num_hidden_layers=12)
-    assert model.compile_blocks(backend="eager") == 12
+    # more layers than PyTorch compiles anew before it gives up
+    layers = torch._dynamo.config.recompile_limit + 1
+    model, collate = reranker(name, packed=True, num_hidden_layers=layers)
+    plain, _ = reranker(name, packed=True, num_hidden_layers=layers)
+    assert model.compile_blocks(backend="eager") == layers
     if checkpointing:
         for one in (model, plain):
             for module in one.train().modules():
@@ -428,20 +430,19 @@ def test_compiled_layers_are_compiled_once(name: str, checkpointing: bool) -> No
             one.activation_checkpointing_enable()
     rows = tiny.examples(6, documents=6)
     graphs = []
-    for count in range(1, 6):
+    for count in range(1, 5):
         batch = collate([Group(example, tuple(range(1 + count))) for example in rows[:count]])
         assert_same(run(model, [batch]), run(plain, [batch]), 1e-9)
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] > 1, "nothing was compiled"
-    assert graphs[1:] == graphs[:1] * 4
+    assert graphs[1:] == graphs[:1] * 3
     assert not counters["recompile_limit"]
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("name", ["modernbert", "qwen3"])
-def test_a_copy_of_compiled_layers_has_its_own(name: str) -> None:
+def test_a_copy_of_compiled_layers_has_its_own() -> None:
     """As adapters are merged on a copy: each of the two computes with its own weights."""
-    model, collate = reranker(name, packed=True)
+    model, collate = reranker("modernbert", packed=True)
     model.compile_blocks(backend="eager")
     batch = collate(groups())
     with torch.no_grad():

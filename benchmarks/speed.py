@@ -9,7 +9,8 @@ What makes the comparison fair:
 
 - **Real trainers.** Every system runs its own trainer on its own reading of the same rows, in a
   process and an environment of its own (``peers/``, versions pinned). A callback stops it between
-  rounds, so that one works while the others wait: A B C A B C. The clock of a round includes
+  rounds, so that one works while the others wait: A B C A B C (``--alone``: one after the other, each beside
+  the matrix product, where a GPU's memory does not hold them all). The clock of a round includes
   fetching, tokenising, collating, forward, backward, clipping and optimiser.
 - **The same work.** A round is one epoch over the same groups, so every system trains on the same
   pairs in every round, in whatever order its sampler likes. The same pairs an optimiser step, fused
@@ -796,6 +797,9 @@ def run_case(options: argparse.Namespace, case: Case, folders: dict[str, str]) -
                 pairs = zip(outcome.seconds, ours.seconds, strict=False)
                 ratios[system] = [theirs / own for theirs, own in pairs]
             found.setdefault(system, outcome)
+    if options.alone and case.task == "rank":
+        firsts = {n: o.first_loss for n, o in found.items() if o.first_loss is not None}
+        same(options, case, "mean probability", firsts)
     for system, loss in losses.items():
         if system in found:
             found[system].first_loss = loss
@@ -819,7 +823,7 @@ def interleave(
         for worker in begin(options, systems, job, case.name):
             outcomes[worker.outcome.system] = worker.outcome
             workers.append(worker)
-        if case.task == "rank":
+        if case.task == "rank" and not options.alone:
             firsts = {n: o.first_loss for n, o in outcomes.items() if o.first_loss is not None}
             same(options, case, "mean probability", firsts)
         for number in range(options.rounds + 1):

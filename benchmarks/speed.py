@@ -9,9 +9,9 @@ What makes the comparison fair:
 
 - **Real trainers.** Every system runs its own trainer on its own reading of the same rows, in a
   process and an environment of its own (``peers/``, versions pinned). A callback stops it between
-  rounds, so that one works while the others wait: A B C A B C (``--alone``: one after the other, each beside
-  the matrix product, where a GPU's memory does not hold them all). The clock of a round includes
-  fetching, tokenising, collating, forward, backward, clipping and optimiser.
+  rounds, so that one works while the others wait: A B C A B C (``--alone``: one after the other,
+  each beside the matrix product, where a GPU's memory does not hold them all). The clock of a round
+  includes fetching, tokenising, collating, forward, backward, clipping and optimiser.
 - **The same work.** A round is one epoch over the same groups, so every system trains on the same
   pairs in every round, in whatever order its sampler likes. The same pairs an optimiser step, fused
   AdamW, learning rate, clipping, threads and precision; no gradient checkpointing, dropout,

@@ -327,9 +327,23 @@ def environment(options: argparse.Namespace, worker: str) -> str:
     return str(python)
 
 
+def config_of(options: argparse.Namespace, name: str) -> Any:
+    """A model's configuration."""
+    sizes = {**MODELS[name], **(SMOKE if options.smoke else {})}
+    if name.startswith("qwen3"):
+        return transformers.Qwen3Config(
+            **sizes,
+            vocab_size=151669,
+            tie_word_embeddings=name not in UNTIED,
+            pad_token_id=151643,
+        )
+    return transformers.ModernBertConfig(
+        **sizes, num_labels=1, max_position_embeddings=8192, classifier_pooling="mean"
+    )
+
+
 def make_model(options: argparse.Namespace, name: str) -> dict[str, str]:
     """Write a model with random weights; its folder, and for decoders that of the one-row form."""
-    sizes = {**MODELS[name], **(SMOKE if options.smoke else {})}
     decoder = name.startswith("qwen3")
     folder = options.work / "models" / (f"{name}-smoke" if options.smoke else name)
     one_row = folder.with_name(f"{folder.name}-classifier")
@@ -342,22 +356,14 @@ def make_model(options: argparse.Namespace, name: str) -> dict[str, str]:
     raw = folder.with_name(f"{folder.name}-raw")
     large = name in LARGE and not options.smoke
     precision = torch.bfloat16 if large else torch.float32
+    config = config_of(options, name)
     if decoder:
         source, padding = options.tokenizers / "qwen3", {}
-        config = transformers.Qwen3Config(
-            **sizes,
-            vocab_size=151669,
-            tie_word_embeddings=name not in UNTIED,
-            pad_token_id=151643,
-        )
         with torch.device(options.device if large else "cpu"):
             model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=precision)
     else:
         source, padding = options.tokenizers / "modernbert", MODERNBERT_SPECIAL
-        limits = {"num_labels": 1, "max_position_embeddings": 8192, "classifier_pooling": "mean"}
-        model = transformers.ModernBertForSequenceClassification(
-            transformers.ModernBertConfig(**sizes, **limits)
-        )
+        model = transformers.ModernBertForSequenceClassification(config)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, **padding)
     limit = 8192 + 512 if decoder else 8192
     model.save_pretrained(raw)

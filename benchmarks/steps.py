@@ -21,7 +21,6 @@ ran. Where a model does not fit, the row says so and the next one is tried.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import json
 import statistics
@@ -112,21 +111,13 @@ def variants_of(model: str, options: argparse.Namespace) -> Iterator[Variant]:
 
 def build(variant: Variant, options: argparse.Namespace) -> RerankerModel:
     """A model with random weights on the device."""
-    sizes = {**speed.MODELS[variant.model], **(speed.SMOKE if options.smoke else {})}
     half = variant.half or bool(variant.lora)
     dtype = torch.bfloat16 if half else torch.float32
     torch.manual_seed(0)
+    auto: Any = transformers.AutoModelForSequenceClassification
     if variant.decoder:
-        tied = variant.model not in speed.UNTIED
-        config: Any = transformers.Qwen3Config(
-            **sizes, vocab_size=151669, tie_word_embeddings=tied, pad_token_id=151643
-        )
-        auto: Any = transformers.AutoModelForCausalLM
-    else:
-        config = transformers.ModernBertConfig(
-            **sizes, num_labels=1, max_position_embeddings=8192, classifier_pooling="mean"
-        )
-        auto = transformers.AutoModelForSequenceClassification
+        auto = transformers.AutoModelForCausalLM
+    config = speed.config_of(options, variant.model)
     with torch.device(options.device):
         model = auto.from_config(config, dtype=dtype)
     if variant.lora:
@@ -347,8 +338,6 @@ def main() -> int:
                 continue
             try:
                 found = measure(variant, options)
-            except torch.OutOfMemoryError as error:
-                found = {"name": variant.name, "failed": str(error).splitlines()[0]}
             except Exception as error:  # the rows that follow are still worth having
                 reason = " ".join(str(error).split())[:300]
                 found = {"name": variant.name, "failed": f"{type(error).__name__}: {reason}"}
@@ -356,8 +345,7 @@ def main() -> int:
             print(row(found), flush=True)
             torch._dynamo.reset()  # holds the compiled layers
             gc.collect()
-            with contextlib.suppress(RuntimeError):
-                torch.cuda.empty_cache()
+            torch.cuda.empty_cache()
             if options.output is not None:
                 text = json.dumps({**about, "results": results}, indent=1)
                 options.output.write_text(text + "\n", encoding="utf-8")

@@ -278,7 +278,7 @@ def _cumulative(
 
 @lru_cache(maxsize=1)
 def _asks_for_groups() -> bool:
-    """Whether grouped queries are a flag; before torch 2.12 the kernel takes them as they are."""
+    """Whether grouped queries are a flag; torch 2.11 has none, and hands them to its kernel."""
     from torch.nn.attention.varlen import varlen_attn
 
     return "enable_gqa" in inspect.signature(varlen_attn).parameters

@@ -64,7 +64,7 @@ def main() -> None:
     )
     reader = Reranker.load(options.model, passages=Passages())
     prove(reader, options.model, lists, options.proof)
-    scored: dict[str, list[ScoredList]] = {"BM25": first_stage_lists(lists)}
+    scored: dict[str, Sequence[ScoredList]] = {"BM25": first_stage_lists(lists)}
     for name, passages in (
         ("cut", None),
         ("max", Passages()),

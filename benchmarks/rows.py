@@ -8,7 +8,8 @@ is done, the anonymous memory at that moment and at its highest until then (``Rs
 system takes it back whenever it is needed elsewhere), and the disk that the store takes.
 
 ``--split 0.001`` also sets rows aside for validation, by query. ``--commands check evaluate
-calibrate`` measures these commands, to their end, on the same rows. With several numbers of rows,
+calibrate compare`` measures these commands, to their end, on the same rows; ``compare`` ranks them
+twice with the one model. With several numbers of rows,
 the bytes of memory that each row adds are printed.
 
 Run: ``python benchmarks/rows.py --rows 100000 1000000 10000000 --work work --output rows.json``
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 SHARD = 250_000
-COMMANDS = ("train", "check", "evaluate", "calibrate")
+COMMANDS = ("train", "check", "evaluate", "calibrate", "compare")
 TEXT = (
     "the quick brown fox jumps over a lazy dog while rain falls on green hills and cold rivers run "
     "to grey seas where old ships sleep under white birds that cry at dawn"
@@ -142,9 +143,11 @@ def start(options: argparse.Namespace) -> None:
     watch.start()
     begin = time.perf_counter()
     if command != "train":
-        words = [command, "--model", options.work / "model"]
+        model = options.work / "model"
+        words = [command, *([model, model] if command == "compare" else ["--model", model])]
         words += ["--dataset", options.work / f"rows-{options.rows[0]}"]
         words += [] if command == "check" else ["--output", options.work / "out"]
+        words += ["--samples", 100] if command == "compare" else []
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
             code = cli.main([str(word) for word in words])
         if code:

@@ -1,7 +1,7 @@
 """Several processes of this machine (gloo), as a launcher starts them, but forked from one.
 
 Run as a module, this trains the cases of a file, one after the other, in one process group, and
-does the commands behind them.
+does the commands behind them; or, with the words of a command, it is one process of a launcher's.
 """
 
 from __future__ import annotations
@@ -133,6 +133,19 @@ def _begin_deepspeed() -> None:
     del os.environ["ACCELERATE_USE_DEEPSPEED"]
 
 
+def _begin_fsdp() -> None:
+    """Let FSDP run on CPUs: accelerate would have every process train all weights, in silence.
+
+    It cuts the weights where processes are of accelerators, by the state that is there already.
+    """
+    from accelerate import DistributedType, PartialState
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
 def _train_spoiled(case: dict[str, Any], query: str) -> None:
     """Every process is told of the scores that one of them has."""
     import pytest
@@ -161,18 +174,39 @@ def _train_stopped(case: dict[str, Any], step: int) -> None:
             if state.global_step + 1 == step and args.process_index == args.world_size - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
 
+    watch = case.pop("callbacks")
     with pytest.raises(Interrupted, match=rf"stopped at step {step + 1} of"):
-        rankwright.train(**case, callbacks=[Stop()])
+        rankwright.train(**case, callbacks=[*watch, Stop()])
     folder = Path(case["output_dir"])
     assert max(int(path.name[11:]) for path in folder.glob("checkpoint-*")) == step + 1
     _set_up(case)
-    rankwright.train(**case, resume=True)
+    rankwright.train(**case, callbacks=watch, resume=True)
+
+
+def _watch(case: dict[str, Any]) -> None:
+    """Have the training say whether its engine is the one that was asked for."""
+    import transformers
+    from accelerate.state import AcceleratorState
+
+    from rankwright.models.sharding import is_sharded
+
+    engine = "FSDP" if "fsdp" in case else "DEEPSPEED" if "deepspeed" in case else "MULTI_CPU"
+
+    class Engine(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(
+            self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+        ) -> None:
+            assert AcceleratorState().distributed_type.name == engine
+            if engine != "DEEPSPEED":
+                assert is_sharded(model) == (engine == "FSDP")
+
+    case["callbacks"] = [*case.get("callbacks", ()), Engine()]
 
 
 def _set_up(case: dict[str, Any]) -> None:
     """Let a training of several processes begin."""
-    if "deepspeed" in case:
-        _begin_deepspeed()
+    if "deepspeed" in case or "fsdp" in case:
+        (_begin_deepspeed if "deepspeed" in case else _begin_fsdp)()
         case["accelerator_config"] = {"use_configured_state": True}
 
 
@@ -182,8 +216,13 @@ def _work(cases: list[dict[str, Any]], commands: list[list[str]], ports: list[in
     import rankwright
     from rankwright import cli
 
+    def engine_variables() -> dict[str, str]:
+        return {n: v for n, v in os.environ.items() if n.startswith(("ACCELERATE_", "FSDP_"))}
+
+    before = engine_variables()
     for case in cases:
         _set_up(case)
+        _watch(case)
         query, step = case.pop("spoiled", None), case.pop("stopped", None)
         if query is not None:
             _train_spoiled(case, query)
@@ -191,6 +230,8 @@ def _work(cases: list[dict[str, Any]], commands: list[list[str]], ports: list[in
             _train_stopped(case, step)
         else:
             rankwright.train(**case)
+        # or the next one would have this one's engine
+        assert engine_variables() == before
     if cases:
         torch.distributed.destroy_process_group()
     for words, port in zip(commands, ports, strict=True):
@@ -199,7 +240,22 @@ def _work(cases: list[dict[str, Any]], commands: list[list[str]], ports: list[in
         assert cli.main(words) == 0
 
 
+def _command(words: list[str]) -> int:
+    """A command under FSDP, in one of the processes that a launcher has started."""
+    from accelerate.state import AcceleratorState
+
+    from rankwright import cli
+
+    _begin_fsdp()
+    code = cli.main(words)
+    assert code or AcceleratorState().distributed_type.name == "FSDP"
+    return code
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "train":
+        sys.exit(_command(sys.argv[1:]))
+
     import transformers
 
     import rankwright.trainer  # noqa: F401 - before the fork

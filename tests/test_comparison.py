@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rankwright import cli
 from rankwright.comparison import (
     EXACT,
     Comparison,
+    ScoredRows,
     compare,
     differences_table,
     first_stage_lists,
@@ -221,6 +223,33 @@ def test_written_runs_come_back(tmp_path: Path) -> None:
     changes = [float(row["ndcg@10 difference"]) for row in table]
     assert np.mean(changes) == pytest.approx(found.differences["ndcg@10"].difference)
     assert [row["query_id"] for row in table] == [e.query_id for e in rows]
+
+
+def test_rows_whose_scores_alone_are_held() -> None:
+    """The comparison is that of the lists, and each example is taken where it lies, when asked."""
+    rows, one, two = made(20)
+    asked = []
+
+    class Stored(Sequence[Example]):
+        def __len__(self) -> int:
+            return len(rows)
+
+        def __getitem__(self, index: Any) -> Any:
+            asked.append(index)
+            return rows[index]
+
+    held = []
+    for lists in (one, two):
+        held.append(ScoredRows(Stored()))
+        for scored in lists:
+            held[-1].add(scored.scores)
+    assert not asked
+    assert list(held[0]) == one
+    assert held[1][-3:] == two[-3:]
+    assert asked == [*range(20), 17, 18, 19]
+    with pytest.raises(IndexError):
+        held[0][20]
+    assert compare(*held, ["ndcg@10"]).to_dict() == compare(one, two, ["ndcg@10"]).to_dict()
 
 
 def test_metrics_over_qrels_are_trec_evals(tmp_path: Path) -> None:

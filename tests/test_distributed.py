@@ -105,6 +105,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
             "optim": "adamw_torch_fused",
             "learning_rate": 1e-3,
             "logging_steps": 7,
+            # groups are cut: into groups of their own, with cut weights into chunks
+            "chunk_tokens": 60,
             "load_best_model_at_end": True,
         },
         # its head is read past the head's own forward, and no part of the embeddings
@@ -242,7 +244,7 @@ def test_deepspeed_by_its_settings(
 @pytest.mark.parametrize("engine", ["fsdp", *ZERO])
 @pytest.mark.parametrize("world", WORLDS)
 def test_cut_weights_resume_one_process(one: Any, many: Any, world: int, engine: str) -> None:
-    """From one process's checkpoint; FSDP with weights that only the first process reads."""
+    """From one process's checkpoint; FSDP with weights that the first process hands on."""
     assert_same_weights(many(world, engine != "fsdp") / f"{engine}-resumed", one(RESUMED))
 
 
@@ -398,12 +400,41 @@ def test_two_machines(tmp_path: Path, cases: dict[str, dict[str, Any]]) -> None:
         words = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
         words += ["--nproc_per_node", "1", "--node_rank", str(node), "--rdzv_backend", "c10d"]
         words += ["--rdzv_endpoint", f"127.0.0.1:{port}", "--local_addr", f"127.0.0.{1 + node}"]
-        words += ["-m", "rankwright", "train", str(recipe), "--output_dir", str(shared)]
+        words += ["-m", "tests.ranks", "train", str(recipe), "--output_dir", str(shared)]
         words += ["--per_device_train_batch_size", "2", "--fsdp", "true"]
+        words += ["--accelerator_config", '{"use_configured_state": true}']
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         agents.append(subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True))
     errors = ranks.errors_of(agents, timeout=200)
     assert [agent.returncode for agent in agents] == [0, 0], errors
     assert "".join(errors).count("saved to") == 1
+    assert_same_weights(shared, alone)
+    assert files(shared) == files(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_accelerate_launch(tmp_path: Path, cases: dict[str, dict[str, Any]], engine: str) -> None:
+    """Two processes that ``accelerate launch`` starts; FSDP by its configuration alone."""
+    case = {**cases["generative"], "max_steps": 4, "save_steps": 4}
+    recipe, config = tmp_path / "recipe.yaml", tmp_path / "accelerate.yaml"
+    recipe.write_text(json.dumps(case))
+    # what `accelerate config` writes; this launcher has no DDP of CPU processes but under this name
+    settings: dict[str, Any] = {"distributed_type": "MULTI_GPU"}
+    if engine == "fsdp":
+        wrap = {"fsdp_version": 2, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}
+        settings = {"distributed_type": "FSDP", "fsdp_config": wrap}
+    settings |= {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "num_processes": 2}
+    config.write_text(json.dumps({**settings, "mixed_precision": "no", "machine_rank": 0}))
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    rankwright.train(**case, output_dir=str(alone), per_device_train_batch_size=4)
+    words = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
+    words += ["--main_process_port", str(ranks.free_port()), "-m"]
+    words += ["rankwright"] if engine == "ddp" else ["tests.ranks"]
+    words += ["train", str(recipe), "--output_dir", str(shared)]
+    if engine == "fsdp":
+        words += ["--accelerator_config", '{"use_configured_state": true}']
+    errors = ranks.run([*words, "--per_device_train_batch_size", "2"])
+    assert errors.count("saved to") == 1
     assert_same_weights(shared, alone)
     assert files(shared) == files(alone)

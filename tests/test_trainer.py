@@ -171,6 +171,55 @@ def test_slices_and_chunks_train_the_same(
         assert_same_weights(tmp_path / "whole", tmp_path / folder, 1e-5)
 
 
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+def test_pointwise_is_computed_document_by_document(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups are cut anywhere and nothing is computed twice: the same weights, loss and lengths.
+
+    A part that compares documents leaves groups whole, an engine that needs all at once the batch.
+    """
+    pieces = []
+    score = RerankerModel._score
+    monkeypatch.setattr(
+        RerankerModel, "_score", lambda self, batch: (pieces.append(batch), score(self, batch))[1]
+    )
+    calls, losses = {}, {}
+    for folder, loss, slice_tokens, more in (
+        ("whole", "pointwise", 10**6, {}),
+        ("alone", "pointwise", 1, {}),
+        ("chunks", "pointwise", 10**6, {"chunk_tokens": 1}),
+        ("both", "pointwise+listwise", 1, {}),
+        ("inside", "pointwise", 1, {}),
+    ):
+        monkeypatch.setitem(trainer_module.SLICE_TOKENS, "cpu", slice_tokens)
+        monkeypatch.setattr(
+            trainer_module, "_steps_inside", lambda args, inside=folder == "inside": inside
+        )
+        pieces.clear()
+        run = arguments(
+            tmp_path,
+            name,
+            output_dir=str(tmp_path / folder),
+            per_device_train_batch_size=4,
+            max_steps=3,
+            optim="sgd",
+            learning_rate=0.05,
+            loss_type=loss,
+            **more,
+        )
+        losses[folder] = train_on(run, ROWS, []).train_loss
+        calls[folder] = len(pieces)
+    # 3 steps of 4 groups of 5 documents
+    assert calls == {"whole": 3, "alone": 60, "chunks": 60, "both": 12, "inside": 3}
+    expected = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    for folder in ("alone", "chunks"):
+        assert losses[folder] == pytest.approx(losses["whole"], rel=1e-5)
+        found = json.loads((tmp_path / folder / "metrics.json").read_text())
+        assert found["lengths"] == expected["lengths"]
+        assert_same_weights(tmp_path / "whole", tmp_path / folder, 1e-5)
+
+
 def test_token_budget_sees_every_group(tmp_path: Path) -> None:
     """Accumulated over the whole epoch: one big batch's step, however the budget cuts it."""
     common = {"optim": "sgd", "learning_rate": 0.05, "num_train_epochs": 2}

@@ -8,13 +8,12 @@ Shape legend: ``Q`` queries, ``N`` queries that hold a relevant document, ``S`` 
 from __future__ import annotations
 
 import csv
-import io
-import json
 import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +26,9 @@ from rankwright.evaluation import (
     bootstrap_interval,
     evaluate_scores,
     trec_ids,
+    write_json,
+    write_parts,
     write_qrels,
-    write_text,
     write_trec_run,
 )
 from rankwright.metrics import FloatArray
@@ -40,6 +40,50 @@ SAMPLES = 10_000
 EXACT = 16
 # values that differ by less are the rounding of one sum in two orders
 ROUNDING = 1e-12
+
+
+class _Echo:
+    """A file for ``csv`` whose rows come back from ``writerow``."""
+
+    def write(self, text: str) -> str:
+        return text
+
+
+class ScoredRows(Sequence[ScoredList]):
+    """The lists of many examples, of which only the scores are held.
+
+    A list is put together when it is asked for, so rows that lie in the store stay there.
+
+    Args:
+        examples: the examples.
+    """
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = examples
+        self.scores = array("d")
+        self.ends = array("q", [0])
+
+    def add(self, scores: Sequence[float]) -> None:
+        """Take the scores of the next example."""
+        self.scores.extend(scores)
+        self.ends.append(len(self.scores))
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> ScoredList: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ScoredList]: ...
+    def __getitem__(self, index: int | slice) -> ScoredList | list[ScoredList]:
+        """A list, or those of a slice."""
+        if isinstance(index, slice):
+            return [self._list(i) for i in range(len(self))[index]]
+        return self._list(range(len(self))[index])
+
+    def _list(self, index: int) -> ScoredList:
+        scores = self.scores[self.ends[index] : self.ends[index + 1]]
+        return ScoredList(self.examples[index], scores.tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +138,8 @@ class Comparison:
     a: EvaluationResult
     b: EvaluationResult
     differences: dict[str, Difference]
-    lists_a: list[ScoredList]
-    lists_b: list[ScoredList]
+    lists_a: Sequence[ScoredList]
+    lists_b: Sequence[ScoredList]
     seed: int
     samples: int
 
@@ -144,11 +188,13 @@ class Comparison:
 
     def to_csv(self) -> str:
         """A row for each query: its id, and of each metric both values and the difference."""
-        out = io.StringIO()
-        table = csv.writer(out, lineterminator="\n")
+        return "".join(self._csv_lines())
+
+    def _csv_lines(self) -> Iterator[str]:
+        table = csv.writer(_Echo(), lineterminator="\n")
         names = list(self.differences)
         head = [f"{name} {part}" for name in names for part in ("a", "b", "difference")]
-        table.writerow(["query_id", "has_positive", *head])
+        yield table.writerow(["query_id", "has_positive", *head])
         changes = {name: self.per_query(name) for name in names}
         for q, query_id in enumerate(self.a.query_ids):
             values = [
@@ -160,8 +206,7 @@ class Comparison:
                     changes[name][q].item(),
                 )
             ]
-            table.writerow([query_id, int(self.a.has_positive[q]), *values])
-        return out.getvalue()
+            yield table.writerow([query_id, int(self.a.has_positive[q]), *values])
 
     def save(self, folder: str | Path) -> list[str]:
         """Write everything into a folder.
@@ -175,9 +220,8 @@ class Comparison:
             DataError: the ids cannot stand in a TREC file.
         """
         target = Path(folder)
-        text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1, allow_nan=False)
-        write_text(target / "comparison.json", text + "\n")
-        write_text(target / "per_query.csv", self.to_csv())
+        write_json(target / "comparison.json", self.to_dict())
+        write_parts(target / "per_query.csv", self._csv_lines())
         write_trec_run(target / "run_a.trec", self.lists_a, "a")
         write_trec_run(target / "run_b.trec", self.lists_b, "b")
         names = ["comparison.json", "per_query.csv", "run_a.trec", "run_b.trec"]
@@ -233,9 +277,7 @@ def compare(
         name: Difference(**values, p_holm=p)
         for (name, values), p in zip(found.items(), corrected, strict=True)
     }
-    return Comparison(
-        name_a, name_b, a, b, differences, list(lists_a), list(lists_b), seed, samples
-    )
+    return Comparison(name_a, name_b, a, b, differences, lists_a, lists_b, seed, samples)
 
 
 def _difference(a_N: FloatArray, b_N: FloatArray, seed: int, samples: int) -> dict[str, Any]:
@@ -330,25 +372,31 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def first_stage_lists(examples: Sequence[Example]) -> list[ScoredList]:
+def first_stage_lists(examples: Sequence[Example]) -> ScoredRows:
     """The order in which the retriever found the candidates.
 
     Raises:
         DataError: a row has no scores of a first stage.
     """
-    without = [e for e in examples if e.first_stage_scores is None]
+    lists = ScoredRows(examples)
+    without = 0
+    where = ""
+    for example in examples:
+        if example.first_stage_scores is None:
+            where = where or example.source or example.query_id
+            without += 1
+        lists.add(example.first_stage_scores or ())
     if without:
-        where = without[0].source or without[0].query_id
         raise DataError(
-            f"{len(without)} of {len(examples)} rows have no scores of a first stage (the first: "
+            f"{without} of {len(examples)} rows have no scores of a first stage (the first: "
             f"{where}); name a model or a run in place of {FIRST_STAGE}, or add the scores"
         )
-    return [ScoredList(e, list(e.first_stage_scores or ())) for e in examples]
+    return lists
 
 
 def run_lists(
     run: Mapping[str, Mapping[str, float]], examples: Sequence[Example], name: str = "the run"
-) -> tuple[list[ScoredList], dict[str, int]]:
+) -> tuple[ScoredRows, dict[str, int]]:
     """Give examples the scores of a TREC run.
 
     A document that the run does not rank stands below all that it ranks, tied with the others of
@@ -368,14 +416,14 @@ def run_lists(
     Raises:
         DataError: the run ranks none of the documents.
     """
-    lists = []
+    lists = ScoredRows(examples)
     counts = {
         "queries without a ranking": 0,
         "documents not ranked": 0,
         "ranked documents that are no candidates": 0,
     }
     matched = 0
-    for query_id, documents, scored in trec_ids([ScoredList(e, e.labels) for e in examples]):
+    for query_id, documents, _ in trec_ids(ScoredList(e, e.labels) for e in examples):
         ranked = run.get(query_id, {})
         candidates = set(documents)
         matched += sum(d in ranked for d in documents)
@@ -385,7 +433,7 @@ def run_lists(
             d not in candidates for d in ranked
         )
         below = math.nextafter(min(ranked.values(), default=0.0), -math.inf)
-        lists.append(ScoredList(scored.example, [ranked.get(d, below) for d in documents]))
+        lists.add([ranked.get(d, below) for d in documents])
     if not matched:
         query = next(iter(run), "none")
         raise DataError(

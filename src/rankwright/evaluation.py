@@ -156,8 +156,7 @@ class EvaluationResult:
 
     def save_json(self, path: str | Path) -> None:
         """Write :meth:`to_json` to ``path``; missing folders are made."""
-        # piece by piece: a million queries are some hundred megabytes of text
-        _write_parts(path, itertools.chain(_JSON.iterencode(self.to_dict()), ("\n",)))
+        write_json(path, self.to_dict())
 
 
 def _plain(per_query: Mapping[str, FloatArray]) -> dict[str, list[float]]:
@@ -545,7 +544,7 @@ def write_trec_run(path: str | Path, lists: Sequence[ScoredList], tag: str = "ra
         DataError: lengths differ, a score is not finite, or an id is empty or occurs twice.
     """
     run_tag = _token(tag, "run tag")
-    _write_parts(path, (_run_text(*found, run_tag) for found in trec_ids(lists)))
+    write_parts(path, (_run_text(*found, run_tag) for found in trec_ids(lists)))
 
 
 def _run_text(query_id: str, documents: list[str], scored: ScoredList, tag: str) -> str:
@@ -621,7 +620,7 @@ def write_qrels(path: str | Path, lists: Sequence[ScoredList]) -> None:
         DataError: a label is no integer (trec_eval would cut 0.9 to 0), or as
             :func:`write_trec_run`.
     """
-    _write_parts(path, (_qrels_text(*found) for found in trec_ids(lists)))
+    write_parts(path, (_qrels_text(*found) for found in trec_ids(lists)))
 
 
 def _qrels_text(query_id: str, documents: list[str], scored: ScoredList) -> str:
@@ -698,7 +697,7 @@ class TrecFiles:
         files = {"run.trec": self._run} | ({"qrels.txt": self._qrels} if self._whole_labels else {})
         for name, file in files.items():
             file.seek(0)
-            _write_parts(self._folder / name, file)
+            write_parts(self._folder / name, file)
         return list(files)
 
 
@@ -712,10 +711,16 @@ def write_text(path: str | Path, text: str) -> None:
     Raises:
         ConfigError: it cannot be written.
     """
-    _write_parts(path, [text])
+    write_parts(path, [text])
 
 
-def _write_parts(path: str | Path, parts: Iterable[str]) -> None:
+def write_json(path: str | Path, value: Any) -> None:
+    """:func:`write_text` of JSON, piece by piece: a million queries are some hundred megabytes."""
+    write_parts(path, itertools.chain(_JSON.iterencode(value), ("\n",)))
+
+
+def write_parts(path: str | Path, parts: Iterable[str]) -> None:
+    """:func:`write_text` of a text in parts."""
     try:
         with replacing_text(Path(path)) as file:
             file.writelines(parts)

@@ -557,6 +557,7 @@ class Loss:
         probability_labels: whether labels must lie in [0, 1].
         teacher: whether it takes ``teacher_P``.
         pairs: whether it takes ``largest``, the documents of the largest group.
+        by_document: whether each document is a term by itself, whatever its group holds.
     """
 
     function: Callable[..., LossSum]
@@ -566,6 +567,7 @@ class Loss:
     probability_labels: bool = False
     teacher: bool = False
     pairs: bool = False
+    by_document: bool = False
 
     def __call__(
         self,
@@ -593,6 +595,7 @@ LOSSES: dict[str, Loss] = {
         "one",
         "binary cross-entropy of each (query, document) pair",
         probability_labels=True,
+        by_document=True,
     ),
     "listwise": Loss(
         listwise,

@@ -80,6 +80,11 @@ class Objective:
         return next(needs for needs in ("one", "two", "both") if needs in found)
 
     @property
+    def by_document(self) -> bool:
+        """Whether every document is a term by itself, so that a group may be cut anywhere."""
+        return all(part.loss.by_document for part in self.parts)
+
+    @property
     def teacher(self) -> bool:
         """Whether a part takes the teacher's scores."""
         return any(part.loss.teacher for part in self.parts)

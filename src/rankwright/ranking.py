@@ -454,6 +454,7 @@ def collator(
     share_prefix: bool = True,
     slice_tokens: int | None = None,
     chunk_tokens: int | None = None,
+    by_document: bool = False,
 ) -> Collator:
     """The collator that fits a model; see ``Collator`` for the options."""
     model = loaded.model
@@ -465,6 +466,7 @@ def collator(
         token_types=getattr(model.config, "type_vocab_size", 0) > 1,
         slice_tokens=slice_tokens,
         chunk_tokens=chunk_tokens,
+        by_document=by_document,
     )
 
 

@@ -426,8 +426,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
     ) -> Tensor:
         """Forward and backward, slice by slice: a loss sums over groups, so gradients add up."""
         inputs = self._prepare_inputs(inputs)
-        once = _steps_inside(self.args) or self.is_fsdp_enabled
-        *slices, last = [inputs] if once else inputs.slices()
+        *slices, last = [inputs] if _at_once(self.args) else inputs.slices()
         step: Callable[..., Tensor] = super().training_step
         total: Tensor | None = None
         for part in slices:
@@ -816,6 +815,32 @@ def _steps_inside(args: TrainingArguments) -> bool:
     return bool(args.deepspeed) or "layerwise" in name or "lomo" in name
 
 
+def _fsdp(args: TrainingArguments) -> bool:
+    """Whether FSDP cuts the weights: asked for by ``--fsdp``, or by ``accelerate launch``."""
+    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def _at_once(args: TrainingArguments) -> bool:
+    """Whether slices of a batch cannot be computed one by one, their gradients added up."""
+    return _fsdp(args) or _steps_inside(args)
+
+
+@contextmanager
+def _engine_variables() -> Iterator[None]:
+    """Leave the variables of accelerate as they were.
+
+    Its engines set some for the whole process, and the next training would have FSDP, too.
+    """
+    names = ("ACCELERATE_", "FSDP_")
+    kept = {name: value for name, value in os.environ.items() if name.startswith(names)}
+    try:
+        yield
+    finally:
+        for name in [name for name in os.environ if name.startswith(names)]:
+            del os.environ[name]
+        os.environ.update(kept)
+
+
 def _states(path: Path) -> dict[str, Any]:
     """The state of an optimiser or a schedule."""
     state: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -972,6 +997,7 @@ def train(
     )
 
 
+@_engine_variables()
 def train_on(
     arguments: TrainArguments,
     train_examples: Sequence[Example],
@@ -1053,13 +1079,13 @@ def train_on(
         raise ConfigError(
             f"--output_dir {output} cannot be written ({error.strerror}); choose another"
         ) from error
-    whole = bool(args.fsdp) or _steps_inside(args)
     collate = collator(
         loaded,
         share_prefix=arguments.data.share_prefix,
-        # where slices cannot be computed one by one, a cut row would be computed twice
-        slice_tokens=None if whole else SLICE_TOKENS.get(args.device.type),
+        # a row that is cut and not computed slice by slice would be computed twice
+        slice_tokens=None if _at_once(args) else SLICE_TOKENS.get(args.device.type),
         chunk_tokens=arguments.data.chunk_tokens or arguments.data.batch_tokens,
+        by_document=objective.by_document,
     )
     _check_instructions(train_examples, val_examples, collate.encoder)
     plan = _plan(arguments, args, train_examples, collate)
@@ -1406,7 +1432,7 @@ def _forget_deepspeed() -> None:
     """Take back what DeepSpeed's arguments set for the whole process.
 
     Every model that transformers reads later would be cut as it is read, which all processes have
-    to do together; the engine takes whole ones. And the next run would have DeepSpeed, too.
+    to do together; the engine takes whole ones.
     """
     unset_hf_deepspeed_config()
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
@@ -1506,6 +1532,9 @@ def _training_arguments(
         values["deepspeed"] = _deepspeed_config(values, arguments)
         if find_spec("deepspeed") is None:
             raise ConfigError("--deepspeed needs deepspeed; pip install 'rankwright[deepspeed]'")
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if not {"bf16", "fp16"} & values.keys() and precision in ("bf16", "fp16"):
+        values[precision] = True  # said by accelerate launch
     try:
         args = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
@@ -1518,16 +1547,8 @@ def _training_arguments(
         )
     if args.deepspeed_plugin is not None:
         _check_deepspeed(args)
-    if args.fsdp and arguments.tuner.quant_bits:
-        raise ConfigError(
-            "--fsdp and --quant_bits exclude each other: weights in four bits are not cut over "
-            "processes; leave one of the two out"
-        )
-    if args.fsdp and args.world_size == 1:
-        raise ConfigError(
-            "--fsdp cuts the weights over processes; start with torchrun --nproc_per_node N -m "
-            "rankwright train ..., or leave it out"
-        )
+    if _fsdp(args):
+        _check_fsdp(args, arguments)
     if args.n_gpu > 1:
         # one process would wrap the model in DataParallel, which cannot split a packed row
         console.print(
@@ -1637,6 +1658,28 @@ def _deepspeed_config(values: dict[str, Any], arguments: TrainArguments) -> dict
     filled = dict.fromkeys((*sizes, "train_micro_batch_size_per_gpu"), "auto")
     given = {name: value for name, value in config.items() if name not in halves}
     return {**filled, **given, offload: False}
+
+
+def _check_fsdp(args: TrainingArguments, arguments: TrainArguments) -> None:
+    """Refuse FSDP where it cannot be, and where accelerate would train without it in silence."""
+    name = "--fsdp" if args.fsdp else "FSDP, which accelerate launch says to use,"
+    if arguments.tuner.quant_bits:
+        raise ConfigError(
+            f"{name} and --quant_bits exclude each other: weights in four bits are not cut over "
+            "processes; leave one of the two out"
+        )
+    if args.deepspeed:
+        raise ConfigError(f"{name} and --deepspeed exclude each other; leave one of the two out")
+    if args.world_size == 1:
+        raise ConfigError(
+            f"{name} cuts the weights over processes; start with torchrun --nproc_per_node N -m "
+            "rankwright train ..., or leave it out"
+        )
+    if args.distributed_state.distributed_type == DistributedType.MULTI_CPU:
+        raise ConfigError(
+            f"{name} works on accelerators: on CPUs every process would hold all weights; leave it "
+            "out"
+        )
 
 
 def _check_deepspeed(args: TrainingArguments) -> None:

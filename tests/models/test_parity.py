@@ -285,6 +285,38 @@ def test_slices_add_up(name: str, loss: str, chunk_tokens: int | None) -> None:
     assert_same(found[1][:2], found[0][:2], 1e-9)
 
 
+@pytest.mark.parametrize("name", ["modernbert", "qwen3"])
+@pytest.mark.parametrize("chunk_tokens", [None, 100])
+def test_slices_within_groups_add_up(name: str, chunk_tokens: int | None) -> None:
+    """Documents by themselves: a large group becomes several within the limits, same outcome."""
+    model, collate = reranker(name, packed=True)
+    exact_norms(model)
+    rows = groups()
+    whole = collate(rows)
+    largest = max(collate.cost(collate.encode(row)) for row in rows)
+    collate.slice_tokens, collate.chunk_tokens = largest // 2, chunk_tokens
+    assert len(collate(rows).query_ids) == len(rows)
+    collate.by_document = True
+    cut = collate(rows)
+    slices = cut.slices()
+    assert not any(part.cuts for part in slices)
+    limit = min(largest // 2, chunk_tokens or largest)
+    assert all(part.num_tokens <= limit or part.num_pairs == 1 for part in slices)
+    assert len(cut.query_ids) == len(cut.offsets_Q) - 1 > len(rows)
+    assert list(dict.fromkeys(cut.query_ids)) == list(whole.query_ids)
+    assert cut.labels_P.equal(whole.labels_P)
+    found = []
+    for parts in ([whole], slices):
+        model.zero_grad()
+        scores = []
+        for part in parts:
+            scores.append(model(part))
+            loss_of("pointwise", scores[-1], part).total.backward()
+        grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        found.append((torch.cat(scores).detach(), grads))
+    assert_same(found[1], found[0], 1e-9)
+
+
 def test_chunks_are_within_the_limit_unless_a_pair_is_longer() -> None:
     for name in ("qwen3", "bert"):
         _, collate = reranker(name, packed=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -252,6 +253,37 @@ def test_clients_that_take_too_long_are_let_go() -> None:
             (kept,) = idle._transport._pool.connections  # type: ignore[attr-defined]
             assert idle.get(f"{server.url}/health").status_code == 200
             assert idle._transport._pool.connections == [kept]  # type: ignore[attr-defined]
+
+
+def test_malformed_requests_do_not_fill_the_log() -> None:
+    """Each is answered with 400, an upgrade to an unknown protocol as any; a line of the log."""
+    upgrade = "GET /health HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n"
+    with start([sys.executable, "-c", HURRIED], PYTHONPATH=os.pathsep.join(sys.path)) as server:
+        for text, status in (("no HTTP\r\n\r\n", b"400"), (upgrade, b"200")):
+            for _ in range(5):
+                with connected(httpx.URL(server.url).port, text) as client:
+                    assert client.recv(100).startswith(b"HTTP/1.1 " + status)
+        assert server.log.count("Invalid HTTP request received.") == 1
+        assert server.log.count("Unsupported upgrade request.") == 1
+
+
+def test_warnings_of_the_server_are_counted() -> None:
+    """A line a minute for each, which says how many there were since; errors are left alone."""
+    few = runner.FewWarnings()
+
+    def written(second: float, text: str = "bad", level: int = logging.WARNING) -> str | None:
+        record = logging.makeLogRecord({"msg": text, "created": second, "levelno": level})
+        return record.getMessage() if few.filter(record) else None
+
+    assert written(1000) == "bad"
+    assert [written(1000 + second) for second in (0, 30, 59.9)] == [None] * 3
+    assert written(1030, "another") == "another"
+    assert written(1031, level=logging.ERROR) == "bad"
+    assert written(1060) == "bad (and 3 more since the last such line)"
+    assert written(1119.9) is None
+    assert written(1121) == "bad (and 1 more since the last such line)"
+    assert written(1200) == "bad"
+    assert written(500) == "bad"
 
 
 def test_a_little_that_nobody_reads_does_not_keep_the_server_from_stopping() -> None:

@@ -170,8 +170,8 @@ def _lists(
     examples: Sequence[Example],
     runs: dict[str, dict[str, dict[str, float]]],
     given: dict[str, Any],
-) -> list[ScoredList]:
-    from rankwright.comparison import FIRST_STAGE, first_stage_lists, run_lists
+) -> Sequence[ScoredList]:
+    from rankwright.comparison import FIRST_STAGE, ScoredRows, first_stage_lists, run_lists
     from rankwright.progress import console, tracked
 
     if name in runs:
@@ -189,9 +189,11 @@ def _lists(
             raise DataError(f"the run {name} is not there; check the path") from error
         raise
     with tracked(f"ranking with {Path(name).name}", len(examples)) as advance:
-        scored: list[ScoredList] = reranker.score_examples(examples, advance)
+        lists = ScoredRows(examples)
+        for scored in reranker.iter_scores(examples, advance):
+            lists.add(scored.scores)
     report_truncation(reranker.truncated, reranker, f" by {name}")
-    return scored
+    return lists
 
 
 def _note(found: Comparison) -> str:

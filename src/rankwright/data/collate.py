@@ -27,8 +27,11 @@ class Collator:
         scored_last: the score is read at the pair's last token, otherwise at its first.
         position_offset: position of a sequence's first token.
         token_types: whether the model reads segment kinds.
-        slice_tokens: tokens beyond which a row is cut between groups; a group is never cut for it.
+        slice_tokens: tokens beyond which a row is cut between groups; a group is cut for it with
+            ``by_document`` alone.
         chunk_tokens: most tokens that are computed at a time; a larger group is cut into chunks.
+        by_document: every document is a term of the loss by itself, so where rows are cut, a group
+            that is larger becomes several.
 
     Attributes:
         truncated: counts of cut ``documents`` and ``queries`` so far.
@@ -44,6 +47,7 @@ class Collator:
         token_types: bool = False,
         slice_tokens: int | None = None,
         chunk_tokens: int | None = None,
+        by_document: bool = False,
     ) -> None:
         self.encoder = encoder
         self.share_prefix = share_prefix
@@ -52,6 +56,7 @@ class Collator:
         self.token_types = token_types
         self.slice_tokens = slice_tokens
         self.chunk_tokens = chunk_tokens
+        self.by_document = by_document
         self.truncated: Counter[str] = Counter()
 
     def __call__(self, groups: Sequence[Group]) -> PackedBatch:
@@ -87,11 +92,11 @@ class Collator:
         """Lay encoded groups into one row.
 
         Args:
-            groups: ``Q`` groups.
+            groups: the groups.
             encoded: their tokens.
 
         Returns:
-            The batch, on the host.
+            The batch, on the host; of more groups where ``by_document`` made several of one.
         """
         ids: list[int] = []
         positions: list[int] = []
@@ -111,6 +116,9 @@ class Collator:
             types.extend(kinds)
             return len(lengths) - 1
 
+        owners = groups
+        if self.by_document and self.slice_tokens is not None:
+            owners, encoded = self._split(groups, encoded, self.slice_tokens)
         cuts: list[Cut] = []
         for chunk, whole_groups in self._chunks(encoded):
             for prefix, documents in chunk:
@@ -145,10 +153,26 @@ class Collator:
             largest=max(sizes, default=0),
             token_type_ids_T=torch.tensor(types, dtype=torch.long) if self.token_types else None,
             filler=any(group.filler for group in groups),
-            query_ids=tuple(group.example.query_id for group in groups),
+            query_ids=tuple(group.example.query_id for group in owners),
             padded_tokens=longest * len(segments),
             cuts=tuple(cuts) if len(cuts) > 1 else (),
         )
+
+    def _split(
+        self, groups: Sequence[Group], encoded: Sequence[PairTokens], slice_tokens: int
+    ) -> tuple[list[Group], list[PairTokens]]:
+        """Make several groups of each that is larger than what is computed at a time."""
+        limit = min(slice_tokens, self.chunk_tokens or slice_tokens)
+        owners: list[Group] = []
+        found: list[PairTokens] = []
+        for group, tokens in zip(groups, encoded, strict=True):
+            parts = [tokens]
+            if self.cost(tokens) > limit:
+                pieces = self._parts(tokens, limit)
+                parts = [PairTokens(*piece, 0, False) for piece in pieces]
+            owners += [group] * len(parts)
+            found += parts
+        return owners, found
 
     def _chunks(self, encoded: Sequence[PairTokens]) -> Iterator[tuple[list[_Piece], int | None]]:
         """Cut the groups, in their order, into what is computed at a time.

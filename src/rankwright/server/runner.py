@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+from collections import Counter
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 # ticks of a tenth of a second between two times that unused memory is given back
 TRIM_EVERY = 300
+# seconds between two lines that warn of the same
+WARNING_EVERY = 60
 
 
 def is_loopback(host: str) -> bool:
@@ -120,6 +123,35 @@ def _cancel(timer: asyncio.TimerHandle | None) -> None:
         timer.cancel()
 
 
+class FewWarnings(logging.Filter):
+    """Lets a warning pass once a minute, with the number of those held back since then.
+
+    uvicorn writes one for each malformed request: whoever reaches the port could fill the disk.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: dict[str, float] = {}
+        self.held_back: Counter[str] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line is written."""
+        text = str(record.msg)
+        if record.levelno != logging.WARNING:
+            return True
+        # a clock that was set back must not silence it
+        if text in self.last and 0 <= record.created - self.last[text] < WARNING_EVERY:
+            self.held_back[text] += 1
+            return False
+        if more := self.held_back.pop(text, 0):
+            record.msg = f"{text} (and {more} more since the last such line)"
+        self.last[text] = record.created
+        return True
+
+
+few_warnings = FewWarnings()
+
+
 class Server(uvicorn.Server):
     """A uvicorn that finishes what is in flight before it stops.
 
@@ -139,6 +171,8 @@ class Server(uvicorn.Server):
                 timeout_keep_alive=30,
             )
         )
+        # behind uvicorn's own set-up of its log; a second time changes nothing
+        logging.getLogger("uvicorn.error").addFilter(few_warnings)
         self.service = service
         self.hurried = False
 

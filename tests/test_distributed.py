@@ -11,15 +11,17 @@ from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import DistributedType
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import rankwright
-from rankwright import cli, shares
+from rankwright import cli, shares, trainer
 from rankwright.errors import ConfigError
 from rankwright.losses import LOSSES
 from rankwright.teacher import scored_row
@@ -202,7 +204,9 @@ def many(
                 given[name] = {**cases[RESUMED], **shared, **settings}
             ranks.train_cases(folder / "cases.json", given, world, DS_ACCELERATOR="cpu")
             return folder
-        given["fsdp-resumed"]["fsdp_config"] = {"cpu_ram_efficient_loading": True}
+        # tied embeddings, and an adapter
+        for name in ("fsdp-generative", "fsdp-resumed"):
+            given[name]["fsdp_config"] = {"cpu_ram_efficient_loading": True}
         rows = cases["classification"]["dataset"][0]
         words = ["rank", "--model", cases["classification"]["model"]]
         commands = [
@@ -355,6 +359,33 @@ def test_what_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=complaint):
         rankwright.train(**(cases["classification"] | more), output_dir=str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("said", "more", "complaint"),
+    [
+        ("--fsdp", {}, "works on accelerators: on CPUs every process would hold all weights"),
+        ("accelerate", {}, "FSDP, which accelerate launch says to use, works on accelerators"),
+        ("accelerate", {"world_size": 1}, "FSDP, which accelerate launch says to use, cuts the we"),
+        ("accelerate", {"deepspeed": "zero2"}, "and --deepspeed exclude each other; leave one of"),
+    ],
+)
+def test_fsdp_is_refused_where_there_would_be_none(
+    said: str, more: dict[str, Any], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate leaves it out on CPUs, without a word."""
+    if said == "accelerate":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    state = SimpleNamespace(distributed_type=DistributedType.MULTI_CPU)
+    plain = {"fsdp": said == "--fsdp", "deepspeed": None, "world_size": 2}
+    args = SimpleNamespace(**{**plain, **more}, distributed_state=state)
+    arguments = SimpleNamespace(tuner=SimpleNamespace(quant_bits=None))
+    assert trainer._fsdp(args)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=complaint):
+        trainer._check_fsdp(args, arguments)  # type: ignore[arg-type]
+    state.distributed_type = DistributedType.MULTI_GPU
+    if not more:
+        trainer._check_fsdp(args, arguments)  # type: ignore[arg-type]
 
 
 def test_processes_are_read_side_by_side() -> None:

@@ -553,6 +553,30 @@ def test_a_second_run_reads_and_tokenises_nothing(
         train(arguments(tmp_path, **{**given, "overwrite": True, "load_from_cache_file": False}))
 
 
+@pytest.mark.parametrize(
+    ("said", "given", "expected"),
+    [
+        ("bf16", {}, (True, False)),
+        ("no", {}, (False, False)),
+        ("bf16", {"bf16": False}, (False, False)),
+        ("fp16", {"bf16": True}, (True, False)),
+    ],
+)
+def test_accelerates_precision_is_taken_up(
+    tmp_path: Path,
+    said: str,
+    given: dict[str, Any],
+    expected: tuple[bool, bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``accelerate launch`` says it by a variable; the arguments stand above it."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", said)
+    args = trainer_module._training_arguments(
+        arguments(tmp_path, **given), has_validation=False, resumed=False
+    )
+    assert (args.bf16, args.fp16) == expected
+
+
 def test_workers_are_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ahead of an accelerator's step, unless the user says otherwise; never beside a CPU's."""
 

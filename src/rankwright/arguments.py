@@ -187,7 +187,8 @@ class DataArguments:
     chunk_tokens: int | None = _option(
         None,
         "most tokens computed at a time: a larger batch is computed group by group, a larger group "
-        "in chunks, twice, with the same gradients in less memory; default: --batch_tokens",
+        "in chunks, twice (once where the loss takes each document by itself), with the same "
+        "gradients in less memory; default: --batch_tokens",
     )
     share_prefix: bool = _option(
         True, "decoders: compute the prompt and query of a group once (exact)"

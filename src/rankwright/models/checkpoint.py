@@ -482,7 +482,7 @@ def _load_weights(
     if options.dropout is not None:
         arguments |= {name: options.dropout for name in DROPOUTS if hasattr(config, name)}
     try:
-        with _quiet_transformers():
+        with _quiet_transformers(), _on_every_process():
             hf, info = auto.from_pretrained(base, **arguments)
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
@@ -491,6 +491,22 @@ def _load_weights(
             "another model"
         ) from error
     return hf, sorted(info["missing_keys"])
+
+
+@contextmanager
+def _on_every_process() -> Iterator[None]:
+    """Read the weights on every process, under FSDP too.
+
+    Where ``accelerate launch`` says so, transformers reads them on the first one alone and leaves
+    the others' as memory was, for FSDP to fill. New heads are not filled so, and commands that do
+    not train have no FSDP.
+    """
+    said = os.environ.pop("ACCELERATE_USE_FSDP", None)
+    try:
+        yield
+    finally:
+        if said is not None:
+            os.environ["ACCELERATE_USE_FSDP"] = said
 
 
 @contextmanager

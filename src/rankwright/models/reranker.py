@@ -98,6 +98,13 @@ class RerankerModel(nn.Module):
                 ):
                     module.float()
 
+    def tie_weights(self) -> None:
+        """Tie the head to the embeddings again, where the model's configuration says so.
+
+        accelerate asks for it when FSDP has put new weights in the place of each.
+        """
+        self.hf.tie_weights()
+
     @property
     def hf(self) -> Any:
         """The transformers model, with any adapter injected."""

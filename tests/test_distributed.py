@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ from rankwright.losses import LOSSES
 from rankwright.teacher import scored_row
 from rankwright.types import ScoredList
 from tests import ranks, tiny
+from tests.test_guards import spoil
 from tests.test_trainer import write_rows
 
 # what its tests share is made once, by one worker
@@ -193,9 +195,11 @@ def many(
             half = {**cut, "bf16": True, "max_steps": 2}
             for name in ("classification", "generative") if world == 2 else ():
                 given[f"{engine}-bf16-{name}"] = {**cases[name], **half}
-            if deepspeed:
-                spoiled = {**cases["classification"], **cut, "spoiled": "q3"}
-                given[f"{engine}-spoiled"] = spoiled
+            spoiled = {**cases["classification"], **cut, "spoiled": "q3"}
+            given[f"{engine}-spoiled"] = spoiled
+            if not deepspeed:
+                skipped = {**cases[RESUMED], **cut, "spoiled": "q3", "on_nan": "skip"}
+                given[f"{engine}-skipped"] = skipped
         if deepspeed:
             offloaded = {"stage": 3, "offload_optimizer": {"device": "cpu"}}
             own = {"stage-1": {"stage": 1}, "offloaded": offloaded} if world == 2 else {}
@@ -256,6 +260,19 @@ def test_cut_weights_resume_one_process(one: Any, many: Any, world: int, engine:
 def test_a_signal_stops_cut_weights(one: Any, many: Any, engine: str) -> None:
     """SIGTERM reaches one process of two in step 7; both save step 8 and go on from there."""
     assert_same_weights(many(2, engine != "fsdp") / f"{engine}-stopped", one(RESUMED))
+
+
+def test_cut_weights_leave_a_step_out(
+    tmp_path: Path, cases: dict[str, dict[str, Any]], many: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps of one query, whose scores are NaN on the process that has it."""
+    spoil(monkeypatch, "scores", math.nan, "q3")
+    case = {**cases[RESUMED], "on_nan": "skip", "per_device_train_batch_size": 4}
+    rankwright.train(**case, output_dir=str(tmp_path))
+    found = many(2) / "fsdp-skipped"
+    assert_same_weights(found, tmp_path)
+    records = [json.loads((folder / "metrics.json").read_text()) for folder in (found, tmp_path)]
+    assert records[0]["skipped_steps"] == records[1]["skipped_steps"] > 1
 
 
 @pytest.mark.parametrize("engine", ["fsdp", *ZERO])

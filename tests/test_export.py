@@ -219,12 +219,12 @@ def test_half_precision_is_subtracted_before_it_is_rounded(bases: Any, tmp_path:
     assert result.dtype == "bfloat16"
     score = AutoModelForSequenceClassification.from_pretrained(result.folder).score.weight[0]
     assert score.dtype == torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(bases("llama"))
+    weight = AutoModelForCausalLM.from_pretrained(bases("llama")).lm_head.weight
     yes, no = AutoTokenizer.from_pretrained(bases("llama")).convert_tokens_to_ids(["yes", "no"])
-    rounded = model.bfloat16().lm_head.weight
-    # the model is cast first, so this is the difference of what the file holds, in float32
-    expected = (rounded[yes].float() - rounded[no].float()).bfloat16()
-    assert torch.equal(score, expected)
+    assert weight.dtype == torch.float32
+    assert torch.equal(score, (weight[yes] - weight[no]).bfloat16())
+    twice = weight.bfloat16()
+    assert not torch.equal(score, (twice[yes].float() - twice[no].float()).bfloat16())
 
 
 @ONNX

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import transformers
 
-from rankwright import run_folder
+from rankwright import run_folder, trainer
 from rankwright.arguments import resolve
 from rankwright.errors import CheckpointError, ConfigError
 from rankwright.models import checkpoint
@@ -147,6 +148,64 @@ def test_a_full_disk(tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
         train_on(arguments(tmp_path / "base", output), ROWS, [])
     monkeypatch.undo()
     assert [path.name for path in output.iterdir()] == ["checkpoint-1"]
+    given = arguments(tmp_path / "base", output, resume=True)
+    start = run_folder.prepare(output, given)
+    assert train_on(given, ROWS, [], resume_from=start).steps == STEPS
+
+
+class _Full(transformers.TrainerCallback):  # type: ignore[misc]
+    """Lets no file grow above a size from a step on: what writes sees what a full disk is."""
+
+    def __init__(self, step: int, size: int) -> None:
+        self.step = step
+        self.size = size
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            limit(self.size)
+
+
+def limit(size: int) -> None:
+    """Bytes that a file of this process may have; Python turns the signal into an error."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+@pytest.mark.parametrize(
+    ("share", "step", "reason"),
+    [
+        (
+            0.5,
+            2,
+            r"checkpoint-2 cannot be written \(Error while serializing: I/O error: File",
+        ),
+        (
+            1.5,
+            2,
+            r"checkpoint-2 cannot be written \(a file was cut short, as by a full disk\);",
+        ),
+        (0.5, 9, r"the final model cannot be written to .*out \(Error while serializing: I/O err"),
+    ],
+)
+def test_a_full_disk_as_the_writers_see_it(
+    tmp_path: Path, share: float, step: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit below the weights, and one below the optimiser's state, which is twice as large."""
+    given = arguments(tmp_path / "base", tmp_path / "out")
+    size = round((tmp_path / "base" / "model.safetensors").stat().st_size * share)
+    if step == 9:  # none: behind the last checkpoint
+        final = trainer._write_final
+        monkeypatch.setattr(trainer, "_write_final", lambda *args: (limit(size), final(*args))[1])
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(CheckpointError, match=reason) as error:
+            train_on(given, ROWS, [], callbacks=[_Full(step, size)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+    assert "\n" not in str(error.value)
+    monkeypatch.undo()
+    output = tmp_path / "out"
+    whole = {"checkpoint-1"} if step == 2 else {f"checkpoint-{n}" for n in (2, 3)}
+    assert {path.name for path in output.iterdir()} == whole
     given = arguments(tmp_path / "base", output, resume=True)
     start = run_folder.prepare(output, given)
     assert train_on(given, ROWS, [], resume_from=start).steps == STEPS

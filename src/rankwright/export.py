@@ -126,6 +126,7 @@ class Export:
         tool: the package that is, for the report.
         refuse: (model) raises ConfigError for a model that the format cannot hold.
         extra: of this package that brings the tool; None where it is always there.
+        as_seq_cls: a generative model is written as :func:`as_seq_cls` makes it.
     """
 
     summary: str
@@ -134,6 +135,7 @@ class Export:
     tool: str
     refuse: Callable[[Loaded], None] | None = None
     extra: str | None = None
+    as_seq_cls: bool = False
 
 
 def export_model(
@@ -188,10 +190,12 @@ def export_model(
     license_name = card.known_license(loaded.folder)
     merge(loaded)
     with checkpoint.new_folder(target) as folder:
-        loaded.model.to(DTYPES[dtype])
         loaded.spec.training = hub.without_paths(loaded.spec.training)
+        # before the cast, so that the difference of two rows is rounded once
+        written = as_seq_cls(loaded) if kind.as_seq_cls else loaded
+        written.model.to(DTYPES[dtype])
         with tracked("writing", None):
-            kind.write(loaded, folder)
+            kind.write(written, folder)
             if options.quantize:
                 _quantize(folder)
         _finish(loaded, folder, to, options.name or target.name, record, license_name)
@@ -448,12 +452,8 @@ def fitting(pairs: Sequence[Pair], encoder: PairEncoder) -> list[Pair]:
 # what is written
 
 
-def _write_merged(loaded: Loaded, folder: Path) -> None:
+def _write_files(loaded: Loaded, folder: Path) -> None:
     checkpoint.write_files(loaded, folder)
-
-
-def _write_seq_cls(loaded: Loaded, folder: Path) -> None:
-    checkpoint.write_files(as_seq_cls(loaded), folder)
 
 
 def score_direction(loaded: Loaded) -> Tensor:
@@ -566,10 +566,9 @@ class _OneLogit(nn.Module):
 
 
 def _write_onnx(loaded: Loaded, folder: Path) -> None:
-    converted = as_seq_cls(loaded)
-    _export_graph(converted, folder / ONNX_FILE)
-    converted.model.config.save_pretrained(folder)
-    checkpoint.write_input_files(converted, folder)
+    _export_graph(loaded, folder / ONNX_FILE)
+    loaded.model.config.save_pretrained(folder)
+    checkpoint.write_input_files(loaded, folder)
 
 
 def _export_graph(loaded: Loaded, path: Path) -> None:
@@ -941,19 +940,20 @@ SERVERS: dict[str, Callable[[card.Facts], str]] = {"vllm": _serve_vllm, "tei": _
 EXPORTS: dict[str, Export] = {
     "merged": Export(
         "the model's own kind, LoRA adapters merged",
-        _write_merged,
+        _write_files,
         _score_transformers,
         "transformers",
     ),
     "seq-cls": Export(
         "a generative model as a sequence classification model of one logit",
-        _write_seq_cls,
+        _write_files,
         _score_transformers,
         "transformers",
+        as_seq_cls=True,
     ),
     "sentence-transformers": Export(
         "a CrossEncoder's folder",
-        _write_merged,
+        _write_files,
         _score_sentence_transformers,
         "sentence-transformers",
         extra="mine",
@@ -964,17 +964,19 @@ EXPORTS: dict[str, Export] = {
         _score_onnx,
         "onnxruntime",
         extra="onnx",
+        as_seq_cls=True,
     ),
     "vllm": Export(
         "files and command for vLLM",
-        _write_seq_cls,
+        _write_files,
         _score_transformers,
         "transformers",
         refuse=_refuse_vllm,
+        as_seq_cls=True,
     ),
     "tei": Export(
         "files and command for Text Embeddings Inference",
-        _write_merged,
+        _write_files,
         _score_transformers,
         "transformers",
         refuse=_refuse_tei,

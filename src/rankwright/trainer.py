@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -775,9 +776,13 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         except (OSError, SafetensorError, RuntimeError) as error:
             if args.should_save:
                 run_folder.clean(output)
-            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            cut_short = isinstance(error, RuntimeError)
+            # torch's writer of files tells no more than where it stands
+            if cut_short and not re.search("PytorchStreamWriter|inline_container", str(error)):
                 raise
             reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+            if cut_short:
+                reason = "a file was cut short, as by a full disk"
             raise CheckpointError(
                 f"{output / name} cannot be written ({reason}); the checkpoints before it are "
                 "whole: make room, then go on with --resume"

@@ -199,12 +199,28 @@ def _watch(case: dict[str, Any]) -> None:
     engine = "FSDP" if "fsdp" in case else "DEEPSPEED" if "deepspeed" in case else "MULTI_CPU"
 
     class Engine(transformers.TrainerCallback):  # type: ignore[misc]
+        begun = False
+
         def on_train_begin(
             self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
         ) -> None:
-            assert AcceleratorState().distributed_type.name == engine
+            engines = AcceleratorState()
+            assert engines.distributed_type.name == engine
             if engine != "DEEPSPEED":
                 assert is_sharded(model) == (engine == "FSDP")
+            else:
+                zero = engines.deepspeed_plugin.deepspeed_config["zero_optimization"]
+                asked = case["deepspeed"]
+                asked = {"stage": int(asked[-1])} if isinstance(asked, str) else asked
+                asked = asked.get("zero_optimization", asked)
+                assert engines.deepspeed_plugin.zero_stage == zero["stage"] == asked["stage"]
+                assert is_sharded(model) == (asked["stage"] == 3)
+                assert "offload_optimizer" not in asked or zero["offload_optimizer"]
+            if case.get("gradient_checkpointing"):
+                assert model.is_activation_checkpointing
+            # a run that goes on has not begun anew
+            assert bool(state.global_step) == bool(case.get("resume") or self.begun)
+            self.begun = True
 
     case["callbacks"] = [*case.get("callbacks", ()), Engine()]
 

@@ -19,6 +19,8 @@ words = sys.argv[1:]
 if "pip" in words:
     if {index} is None:
         sys.exit(1)
+    if {index} == '"gone"':
+        sys.exit("ERROR: No matching distribution found for bad==2.0")
     assert "--dry-run" in words and words[words.index("--requirement") + 1] == {pins!r}
     Path(words[words.index("--report") + 1]).write_text({index})
 else:
@@ -102,6 +104,15 @@ def test_what_is_found(
             "- bad 2.0: CVE-2, mended in no release",
         ],
     )
+
+
+def test_a_release_that_is_gone(
+    audit: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Deleted from the index, where no withdrawn release is left to be asked about."""
+    code, lines = run(audit, monkeypatch, capsys, answering(audit, "gone", osv=SOUND))
+    assert code == 1
+    assert lines[1:] == ["withdrawn releases: 1 of 1", "- bad==2.0 is gone: withdrawn"]
 
 
 def test_nothing_is_found(

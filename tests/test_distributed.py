@@ -28,7 +28,7 @@ from rankwright.losses import LOSSES
 from rankwright.teacher import scored_row
 from rankwright.types import ScoredList
 from tests import ranks, tiny
-from tests.test_guards import spoil
+from tests.test_guards import log_of, spoil
 from tests.test_trainer import write_rows
 
 # what its tests share is made once, by one worker
@@ -114,7 +114,13 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
             "load_best_model_at_end": True,
         },
         # its head is read past the head's own forward, and no part of the embeddings
-        "generative-lora": {**common, **short, "model": models["untied"], "tuner_type": "lora"},
+        "generative-lora": {
+            **common,
+            **short,
+            "model": models["untied"],
+            "tuner_type": "lora",
+            "gradient_checkpointing": True,
+        },
     }
 
 
@@ -138,15 +144,15 @@ def files(folder: Path) -> set[str]:
     return {name for name in names if "rng_state" not in name}
 
 
-def assert_same_weights(found: Path, expected: Path) -> None:
-    """Same tensors to 1e-6 in the weights' files of two folders."""
+def assert_same_weights(found: Path, expected: Path, tolerance: float = 1e-6) -> None:
+    """Same tensors in the weights' files of two folders."""
     paths = list(expected.glob("*.safetensors"))
     assert paths
     for path in paths:
         ours, theirs = load_file(found / path.name), load_file(path)
         assert ours.keys() == theirs.keys()
         for key in theirs:
-            assert_close(ours[key], theirs[key], rtol=0, atol=1e-6)
+            assert_close(ours[key], theirs[key], rtol=0, atol=tolerance)
 
 
 def assert_same_run(found: Path, expected: Path, base: Path) -> None:
@@ -156,6 +162,13 @@ def assert_same_run(found: Path, expected: Path, base: Path) -> None:
         assert_same_weights(found / place, expected / place)
     start, end = (load_file(f / "model.safetensors") for f in (base, expected))
     assert max(float((end[key] - start[key]).abs().max()) for key in end) > 1e-3
+    # weights cannot tell the scale of clipped gradients
+    norms = [
+        [entry["grad_norm"] for entry in log_of(folder) if "grad_norm" in entry]
+        for folder in (found, expected)
+    ]
+    assert norms[0]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
     metrics, wanted = (json.loads((f / "metrics.json").read_text()) for f in (found, expected))
     assert metrics["train_loss"] == pytest.approx(wanted["train_loss"], rel=1e-5)
     for name in ("before", "after", "intervals", "tie_rate", "steps", "lengths", "truncated"):
@@ -269,8 +282,10 @@ def test_cut_weights_leave_a_step_out(
     spoil(monkeypatch, "scores", math.nan, "q3")
     case = {**cases[RESUMED], "on_nan": "skip", "per_device_train_batch_size": 4}
     rankwright.train(**case, output_dir=str(tmp_path))
-    found = many(2) / "fsdp-skipped"
-    assert_same_weights(found, tmp_path)
+    found = many(2, False) / "fsdp-skipped"
+    for place in SAVED:
+        # Adam makes more of rounding; a step is 1e-3
+        assert_same_weights(found / place, tmp_path / place, 1e-5)
     records = [json.loads((folder / "metrics.json").read_text()) for folder in (found, tmp_path)]
     assert records[0]["skipped_steps"] == records[1]["skipped_steps"] > 1
 

@@ -176,7 +176,12 @@ CASES: dict[str, dict[str, Any]] = {
     "lora": {"tuner_type": "lora"},
     "tokens": {"batch_tokens": 250, "max_negative_samples": 2},
     "epochs": {"eval_strategy": "epoch", "save_strategy": "epoch"},
-    "plateau": {"lr_scheduler_type": "reduce_lr_on_plateau", "logging_steps": 3},
+    # each evaluation that is no better than the one before cuts the rate, and none is by so much
+    "plateau": {
+        "lr_scheduler_type": "reduce_lr_on_plateau",
+        "lr_scheduler_kwargs": {"patience": 0, "factor": 0.5, "threshold": 0.99},
+        "logging_steps": 3,
+    },
 }
 
 
@@ -216,6 +221,9 @@ def test_one_process(whole: dict[str, Path], case: str, where: str, at: int) -> 
     assert stopped.startswith("stopped at step"), stopped
     assert go(folder, cut, resume=True, **given) == "done"
     assert_same_run(folder, whole[case].name, cut)
+    if case == "plateau":
+        rates = {e["learning_rate"] for e in log_of(whole[case]) if "learning_rate" in e}
+        assert len(rates) >= 3
     shutil.rmtree(folder / cut)
 
 

@@ -43,7 +43,11 @@ def withdrawn(python: Path, pins: Path) -> tuple[int, list[str]]:
             str(python), "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps",
             "--ignore-installed", "--requirement", str(pins), "--report", str(report),
         ]  # fmt: skip
-        done = subprocess.run(words, check=False, stderr=subprocess.DEVNULL)
+        done = subprocess.run(words, check=False, stderr=subprocess.PIPE, text=True)
+        gone = [line for line in done.stderr.splitlines() if "No matching distribution" in line]
+        if gone:
+            # the index answered; pip names the first one and stops
+            return 1, [f"{line.partition(' for ')[2]} is gone: withdrawn" for line in gone]
         if done.returncode:
             return 0, []
         releases = json.loads(report.read_text(encoding="utf-8"))["install"]

@@ -67,6 +67,11 @@ WITHOUT_EFFECT: dict[str, str] = {
     "remove_unused_columns": "rows are read by their format",
     "use_chat_template": "the template belongs to the checkpoint",
     "dataset_shuffle": "groups are shuffled every epoch",
+    "train_sampling_strategy": "groups are shuffled every epoch",
+    "dataloader_in_order": "batches come in their order",
+    "include_num_input_tokens_seen": "tokens a second stand in the log",
+    "bf16_full_eval": "validation computes as training does",
+    "fp16_full_eval": "validation computes as training does",
 }
 
 TASK_TYPES = {
@@ -97,8 +102,8 @@ class ModelArguments:
     revision: str | None = _option(None, "branch, tag or commit on the hub")
     torch_dtype: str = _option(
         "float32",
-        "float32, bfloat16, float16 or auto; full training keeps float32 weights and computes in "
-        "it",
+        "float32, bfloat16, float16 or auto (the checkpoint's own); full training keeps float32 "
+        "weights, computes in bfloat16 or float16, and takes auto for float32",
     )
     trust_remote_code: bool = _option(False, "run code that the model's folder brings along")
     max_length: int | None = _option(
@@ -819,18 +824,18 @@ class TrainArguments:
         for part in (self.model, self.data, self.loss, self.tuner, self.run, self.bad_rows):
             values.update(dataclasses.asdict(part))
         values.update(self.training)
-        flat: dict[str, Any] = _without_secrets(values)
+        flat: dict[str, Any] = without_secrets(values)
         return flat
 
 
-def _without_secrets(value: Any) -> Any:
+def without_secrets(value: Any) -> Any:
     """Leave out what may be a key or a password, however deep (DeepSpeed's configuration)."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         with contextlib.suppress(ValueError):
-            return _without_secrets(json.loads(value))
+            return without_secrets(json.loads(value))
     if isinstance(value, dict):
         return {
-            name: _without_secrets(inner)
+            name: without_secrets(inner)
             for name, inner in value.items()
             if not str(name).endswith(("hub_token", "api_key", "secret", "password"))
         }
@@ -1039,9 +1044,10 @@ def _master_weights(arguments: TrainArguments) -> None:
     still. Adapters are float32 on frozen weights.
     """
     dtype = arguments.model.torch_dtype
-    if arguments.tuner.tuner_type == "full" and dtype in ("bfloat16", "float16"):
+    if arguments.tuner.tuner_type == "full":
         arguments.model.torch_dtype = "float32"
-        arguments.training.setdefault("bf16" if dtype == "bfloat16" else "fp16", True)
+        if dtype in ("bfloat16", "float16"):
+            arguments.training.setdefault("bf16" if dtype == "bfloat16" else "fp16", True)
 
 
 def _resolve_deepspeed(arguments: TrainArguments) -> None:

@@ -41,7 +41,13 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rankwright import hub, run_folder
-from rankwright.arguments import TrainArguments, cache_folder, load_options, resolve
+from rankwright.arguments import (
+    TrainArguments,
+    cache_folder,
+    load_options,
+    resolve,
+    without_secrets,
+)
 from rankwright.data.batches import BatchPlan, GroupDataset, Sampling
 from rankwright.data.collate import Collator
 from rankwright.data.groups import Needs, borrow, split_examples, unusable
@@ -1514,6 +1520,7 @@ def _training_arguments(
                     "or add it to --metrics"
                 )
             values.setdefault("greater_is_better", best != "loss")
+            _follow_metric(values)
     elif values.get("eval_strategy", "no") != "no":
         console.print("no validation rows: --eval_strategy has no effect")
         values["eval_strategy"] = "no"
@@ -1524,6 +1531,16 @@ def _training_arguments(
                 "--split_dataset_ratio"
             )
         values.setdefault("save_steps", 0.2)
+    if values.get("label_smoothing_factor"):
+        raise ConfigError(
+            "--label_smoothing_factor has no place in these losses; leave it out, and give soft "
+            "labels in the rows"
+        )
+    if str(values.get("optim", "")).startswith("schedule_free"):
+        raise ConfigError(
+            f"--optim {values['optim']} is not supported: its weights are other ones while it "
+            "trains than those to evaluate and save; use adamw_torch_fused"
+        )
     for name in _COMPILE:
         # the Trainer would compile the model as a whole, anew for every batch; see _compile
         values.pop(name, None)
@@ -1552,6 +1569,11 @@ def _training_arguments(
         )
     if args.deepspeed_plugin is not None:
         _check_deepspeed(args)
+    if args.fp16 and args.device.type == "cpu":
+        # accelerate would train in float32, without a word
+        raise ConfigError(
+            "--fp16 (or --torch_dtype float16) works on accelerators; use --bf16 true on a CPU"
+        )
     if _fsdp(args):
         _check_fsdp(args, arguments)
     if args.n_gpu > 1:
@@ -1592,6 +1614,14 @@ def _evaluation_times(values: dict[str, Any]) -> None:
     values.setdefault("load_best_model_at_end", values["save_strategy"] == evaluate and fits)
 
 
+def _follow_metric(values: dict[str, Any]) -> None:
+    """Let a schedule that follows the metric know which way is better; its default is a loss's."""
+    if values.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy"):
+        given = _json_setting("--lr_scheduler_kwargs", values.get("lr_scheduler_kwargs"))
+        mode = "max" if values["greater_is_better"] else "min"
+        values["lr_scheduler_kwargs"] = {"mode": mode, **given}
+
+
 def _check_sharding(values: dict[str, Any]) -> None:
     """Read ``--fsdp`` and refuse what is not supported.
 
@@ -1624,6 +1654,11 @@ def _deepspeed_config(values: dict[str, Any], arguments: TrainArguments) -> dict
         ConfigError: the settings are not JSON, or hold what is not supported.
     """
     config = _json_setting("--deepspeed", values["deepspeed"])
+    if without_secrets(config) != config:
+        raise ConfigError(
+            "--deepspeed holds a key or a password, which trackers would write down; give it by "
+            "an environment variable, such as COMET_API_KEY"
+        )
     zero = config.get("zero_optimization")
     stage = zero.get("stage") if isinstance(zero, dict) else None
     if stage not in (1, 2, 3):

@@ -45,12 +45,15 @@ _AUTO: dict[str, Any] = {
 DROPOUTS = (
     "attention_dropout",
     "attention_probs_dropout_prob",
+    "attn_pdrop",
     "classifier_dropout",
     "dropout",
+    "embd_pdrop",
     "embedding_dropout",
     "hidden_dropout_prob",
     "mlp_dropout",
     "pooler_dropout",
+    "resid_pdrop",
     "seq_classif_dropout",
 )
 # what a checkpoint is made of, as patterns; what else lies in its folder is not ours

@@ -489,6 +489,10 @@ def test_full_training_keeps_float32_weights() -> None:
         lora = read(*BASE, "--torch_dtype", dtype, "--tuner_type", "lora")
         assert lora.model.torch_dtype == dtype
         assert flag not in lora.training
+    # of a checkpoint in bfloat16
+    assert read(*BASE, "--torch_dtype", "auto").model.torch_dtype == "float32"
+    auto = read(*BASE, "--torch_dtype", "auto", "--tuner_type", "lora")
+    assert auto.model.torch_dtype == "auto"
 
 
 # --- what is saved ----------------------------------------------------------------------------

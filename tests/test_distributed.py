@@ -376,6 +376,10 @@ def test_cut_weights_in_half_precision(
             {"deepspeed": "zero3", "tuner_type": "lora", "quant_bits": 4},
             "--deepspeed with ZeRO-3 and --quant_bits exclude each other",
         ),
+        (
+            {"deepspeed": {"zero_optimization": {"stage": 2}, "comet": {"api_key": "a key"}}},
+            "--deepspeed holds a key or a password, which trackers would write down",
+        ),
         ({"deepspeed": '{"zero'}, r"--deepspeed cannot be read \(Unterminated .*; give a file of"),
         ({"fsdp": True, "deepspeed": "zero2"}, "--fsdp and --deepspeed exclude each other"),
         (

@@ -554,6 +554,43 @@ def test_a_second_run_reads_and_tokenises_nothing(
 
 
 @pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"fp16": True}, r"--fp16 \(or --torch_dtype float16\) works on accelerators; use --bf16"),
+        ({"torch_dtype": "float16"}, r"--torch_dtype float16\) works on accelerators"),
+        ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor has no place in these losses"),
+        ({"optim": "schedule_free_adamw"}, "--optim schedule_free_adamw is not supported"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    tmp_path: Path, given: dict[str, Any], complaint: str
+) -> None:
+    """transformers and accelerate would go on without it, in silence."""
+    with pytest.raises(ConfigError, match=complaint):
+        train_on(arguments(tmp_path, **given), ROWS, [])
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [
+        ({}, "max"),
+        ({"metric_for_best_model": "loss"}, "min"),
+        ({"lr_scheduler_kwargs": '{"mode": "min", "patience": 3}'}, "min"),
+    ],
+)
+def test_plateau_knows_which_way_is_better(
+    tmp_path: Path, given: dict[str, Any], mode: str
+) -> None:
+    """NDCG rises where it gets better; torch's default is for a loss."""
+    words = {"lr_scheduler_type": "reduce_lr_on_plateau", **given}
+    args = trainer_module._training_arguments(
+        arguments(tmp_path, **words), has_validation=True, resumed=False
+    )
+    patience = {"patience": 3} if "lr_scheduler_kwargs" in given else {}
+    assert args.lr_scheduler_kwargs == {"mode": mode, **patience}
+
+
+@pytest.mark.parametrize(
     ("said", "given", "expected"),
     [
         ("bf16", {}, (True, False)),

@@ -301,3 +301,16 @@ def test_an_adapter_remembers_hub_and_revision(
     asked.clear()
     checkpoint.load(tmp_path / "adapter")
     assert asked == [(str(tmp_path / "adapter"), True, None), ("owner/name", False, "abc")]
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert", "distilbert", "qwen3", "gpt2"])
+def test_dropout_is_that_of_every_layer(tmp_path: Path, name: str) -> None:
+    """Two forwards in training differ with it, and are equal without."""
+    base = tiny.save_base(tmp_path / "base", name)
+    ids = torch.randint(5, 30, (2, 40), generator=torch.Generator().manual_seed(0))
+    for rate, equal in ((0.3, False), (0.0, True)):
+        options = LoadOptions(dropout=rate, packed=False)
+        model = checkpoint.load(base, options).model.hf.train()
+        with torch.no_grad():
+            one, two = (model(input_ids=ids).logits for _ in range(2))
+        assert torch.equal(one, two) == equal

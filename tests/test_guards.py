@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,28 @@ def log_of(output: Path) -> list[dict[str, Any]]:
         ("gradients", math.inf, r"the gradients became (inf|nan) at step \d on the queries .*q3"),
     ],
 )
+@pytest.mark.parametrize("late", [False, True])
 def test_stop_names_what_it_was_and_whose(
-    tmp_path: Path, where: str, value: float, told: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, where: str, value: float, told: str, late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A score of -inf alone gives a finite listwise loss, and is told all the same."""
+    """A score of -inf alone gives a finite listwise loss, and is told all the same.
+
+    Nothing of that step is saved, also where the verdict is read a step later, as on a GPU.
+    """
     spoil(monkeypatch, where, value, "q3")
-    with pytest.raises(DataError, match=told):
-        train_on(arguments(tmp_path, per_device_train_batch_size=4), ROWS, [])
+    monkeypatch.setattr(trainer_module, "_is_late", lambda device: late)
+    run = arguments(
+        tmp_path,
+        output_dir=str(tmp_path / "run"),
+        per_device_train_batch_size=4,
+        save_steps=1,
+        save_total_limit=None,
+    )
+    with pytest.raises(DataError, match=told) as error:
+        train_on(run, ROWS, [])
+    step = int(re.findall(r"at step (\d)", str(error.value))[0])
+    saved = {path.name for path in run_folder.checkpoints(tmp_path / "run")}
+    assert saved == {f"checkpoint-{number}" for number in range(1, step)}
 
 
 @pytest.mark.parametrize("can_skip", [True, False])

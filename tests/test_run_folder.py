@@ -49,7 +49,7 @@ def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
-# what a file system is asked to do; between two of them there is nothing to be killed in
+# what Python asks of a file system; native code writes the bytes of weights between two of them
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 
 
@@ -81,10 +81,12 @@ def kill_everywhere(folder: Path, stride: int) -> int:
         output = folder / f"out-{kill_at}"
         child = os.fork()
         if not child:
+            code = 1
             try:
                 _child(base, output, kill_at)
+                code = 0
             finally:
-                os._exit(0)
+                os._exit(code)
         _, status = os.waitpid(child, 0)
         found = last_whole(output)
         checkpoint.load(found)  # its weights can be read
@@ -93,6 +95,7 @@ def kill_everywhere(folder: Path, stride: int) -> int:
         if (output / checkpoint.SPEC_FILE).is_file():
             checkpoint.load(output)
         if not os.WIFSIGNALED(status):
+            assert os.WEXITSTATUS(status) == 0
             assert found.name == f"checkpoint-{STEPS}"
             return kill_at // stride
         assert os.WTERMSIG(status) == signal.SIGKILL

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from rankwright.data import readers
 from rankwright.data.readers import BadRows, load_examples
-from rankwright.data.store import load_store
+from rankwright.data.store import ExampleStore, load_store
 from rankwright.errors import DataError
 from rankwright.types import Example
 from tests.data.test_readers import CASES
@@ -152,6 +152,8 @@ def test_what_is_read_survives_the_store(rows: list[Any], tmp_path: Path) -> Non
     except DataError:
         return
     found = load_store(path, tmp_path / "cache", rebuild=True, bad_rows=on_disk)
+    # not the way out where it cannot be written
+    assert isinstance(found.examples, ExampleStore)
     assert list(found.examples) == list(expected.examples)
     assert found.report == expected.report
     assert on_disk.refused == in_memory.refused

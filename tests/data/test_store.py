@@ -127,6 +127,7 @@ def test_what_changes_the_rows_is_read_again(
         names.append(str(write(tmp_path / "more.jsonl", ROW)))
     found = load_store(names, tmp_path / "cache", **options)
     assert list(found.examples) == load_examples(names).examples
+    assert len(list((tmp_path / "cache" / "rows").glob("[!.]*"))) == 2
     unreadable(monkeypatch)
     load_store(names, tmp_path / "cache", **options)
 

@@ -357,25 +357,36 @@ def test_chunks_repeat_their_dropout(name: str) -> None:
     assert not torch.allclose(run(model, [cut])[0], found[0]), "dropout is on"
 
 
+def kept(model: RerankerModel, batch: PackedBatch) -> int:
+    """Numbers that autograd keeps between the passes."""
+    total = 0
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal total
+        total += tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(batch)
+    return total
+
+
+@pytest.mark.parametrize("name", ["modernbert", "bert", "qwen3"])
+def test_checkpointing_holds_less_memory(name: str) -> None:
+    """Of a layer its input is kept, and the rest made again."""
+    model, collate = reranker(name, packed=True, num_hidden_layers=6)
+    batch = collate(groups())
+    whole = kept(model.train(), batch)
+    model.activation_checkpointing_enable()
+    assert kept(model, batch) < whole / 2
+
+
 def test_chunks_hold_less_memory() -> None:
-    """What autograd keeps between the passes: the scores' graph, not the layers' activations."""
-
-    def kept(batch: PackedBatch) -> int:
-        total = 0
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            nonlocal total
-            total += tensor.numel()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            model(batch)
-        return total
-
+    """The scores' graph is kept, not the layers' activations."""
     model, collate = reranker("modernbert", packed=True)
     whole = collate(groups())
     collate.chunk_tokens = 64
-    assert kept(collate(groups())) < kept(whole) / 50
+    assert kept(model, collate(groups())) < kept(model, whole) / 50
 
 
 @pytest.mark.parametrize("name", UNLISTED)
@@ -466,6 +477,9 @@ def test_compiled_layers_are_compiled_once(name: str, checkpointing: bool) -> No
         batch = collate([Group(example, tuple(range(1 + count))) for example in rows[:count]])
         assert_same(run(model, [batch]), run(plain, [batch]), 1e-9)
         graphs.append(counters["stats"]["unique_graphs"])
+    if checkpointing:
+        unchecked, _ = reranker(name, packed=True, num_hidden_layers=layers)
+        assert kept(model, batch) < kept(unchecked.train(), batch) / 2
     assert graphs[0] > 1, "nothing was compiled"
     assert graphs[1:] == graphs[:1] * 3
     assert not counters["recompile_limit"]

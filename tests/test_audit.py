@@ -17,9 +17,10 @@ import json, sys
 from pathlib import Path
 words = sys.argv[1:]
 if "pip" in words:
-    if {index} is None:
-        sys.exit(1)
-    if {index} == '"gone"':
+    versions = "none" if {index} is None else "1.0, 3.0"
+    if {index} in (None, '"gone"'):
+        print("ERROR: Could not find a version that satisfies the requirement bad==2.0 (from "
+              f"versions: {{versions}})", file=sys.stderr)
         sys.exit("ERROR: No matching distribution found for bad==2.0")
     assert "--dry-run" in words and words[words.index("--requirement") + 1] == {pins!r}
     Path(words[words.index("--report") + 1]).write_text({index})

@@ -348,6 +348,8 @@ def test_secrets_are_left_out_of_the_saved_arguments() -> None:
     given: dict[str, Any] = {"model": "m", "dataset": ["d"], "hub_token": CANARY}
     given["deepspeed"] = {"monitor": {"wandb": {"api_key": CANARY, "secret": CANARY}}}
     assert CANARY not in json.dumps(resolve(given, {}).flat())
+    given["deepspeed"]["monitor"]["more"] = [{"api_key": CANARY}]
+    assert CANARY not in json.dumps(resolve(given, {}).flat())
     given["deepspeed"] = json.dumps(given["deepspeed"])
     assert CANARY not in json.dumps(resolve(given, {}).flat())
     # a new argument of transformers that may hold a secret must be looked at

@@ -612,6 +612,8 @@ def test_accelerates_precision_is_taken_up(
         arguments(tmp_path, **given), has_validation=False, resumed=False
     )
     assert (args.bf16, args.fp16) == expected
+    # what the Trainer hands to accelerate
+    assert args.mixed_precision == ("bf16" if expected[0] else "no")
 
 
 def test_workers_are_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

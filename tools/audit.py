@@ -10,6 +10,7 @@ Run: ``make audit``. Exit code 1 where something was found.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -44,10 +45,9 @@ def withdrawn(python: Path, pins: Path) -> tuple[int, list[str]]:
             "--ignore-installed", "--requirement", str(pins), "--report", str(report),
         ]  # fmt: skip
         done = subprocess.run(words, check=False, stderr=subprocess.PIPE, text=True)
-        gone = [line for line in done.stderr.splitlines() if "No matching distribution" in line]
-        if gone:
-            # the index answered; pip names the first one and stops
-            return 1, [f"{line.partition(' for ')[2]} is gone: withdrawn" for line in gone]
+        # pip names the first one and stops; it finds no versions at all where no index answers
+        if gone := re.search(r"the requirement (\S+) \(from versions: (?!none)", done.stderr):
+            return 1, [f"{gone[1]} is gone: withdrawn"]
         if done.returncode:
             return 0, []
         releases = json.loads(report.read_text(encoding="utf-8"))["install"]

@@ -69,6 +69,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "dataset_shuffle": "groups are shuffled every epoch",
     "train_sampling_strategy": "groups are shuffled every epoch",
     "dataloader_in_order": "batches come in their order",
+    "dataloader_multiprocessing_context": "workers start as is usual on the system",
     "include_num_input_tokens_seen": "tokens a second stand in the log",
     "bf16_full_eval": "validation computes as training does",
     "fp16_full_eval": "validation computes as training does",
@@ -839,6 +840,8 @@ def without_secrets(value: Any) -> Any:
             for name, inner in value.items()
             if not str(name).endswith(("hub_token", "api_key", "secret", "password"))
         }
+    if isinstance(value, list):
+        return [without_secrets(inner) for inner in value]
     return value
 
 

@@ -1550,17 +1550,19 @@ def _training_arguments(
         if old in values and new in known:
             values[new] = values.pop(old)
     _check_sharding(values)
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if not {"bf16", "fp16"} & values.keys() and precision in ("bf16", "fp16"):
+        values[precision] = True  # said by accelerate launch
     if values.get("deepspeed"):
         values["deepspeed"] = _deepspeed_config(values, arguments)
         if find_spec("deepspeed") is None:
             raise ConfigError("--deepspeed needs deepspeed; pip install 'rankwright[deepspeed]'")
-    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if not {"bf16", "fp16"} & values.keys() and precision in ("bf16", "fp16"):
-        values[precision] = True  # said by accelerate launch
     try:
         args = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(str(error).strip().splitlines()[0]) from error
+    # where both are false, transformers would ask accelerate's variable once more
+    args.mixed_precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "no"
     if arguments.run.on_nan == "skip" and _steps_inside(args):
         name = "--deepspeed" if args.deepspeed else f"--optim {values['optim']}"
         raise ConfigError(

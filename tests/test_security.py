@@ -25,6 +25,7 @@ from rankwright.arguments import resolve
 from rankwright.errors import CheckpointError, ConfigError
 from rankwright.models import checkpoint
 from rankwright.models.checkpoint import LoadOptions, ModelSpec
+from rankwright.models.memory import outline
 from rankwright.run_folder import MARKER
 from rankwright.trainer import train_on
 from tests import tiny
@@ -248,6 +249,26 @@ def test_code_of_a_models_folder_runs_only_when_asked(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(own))
     with pytest.raises(ConfigError):
         checkpoint.load(folder, LoadOptions(trust_remote_code=True))
+    assert marker.exists()
+
+
+def test_code_of_a_model_runs_only_when_asked(tmp_path: Path) -> None:
+    """A class of the folder's own for an architecture that transformers has, too."""
+    marker = tmp_path / "marker"
+    folder = tiny.save_base(tmp_path / "model", "bert")
+    (folder / "own.py").write_text(
+        f"from pathlib import Path\nPath({str(marker)!r}).touch()\n"
+        "from transformers import BertForSequenceClassification\n"
+        "class OwnModel(BertForSequenceClassification):\n    pass\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForSequenceClassification": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert type(checkpoint.load(folder).model.hf).__name__ == "BertForSequenceClassification"
+    outline(checkpoint.describe(str(folder), LoadOptions()), LoadOptions())
+    assert not marker.exists()
+    options = LoadOptions(trust_remote_code=True)
+    assert type(checkpoint.load(folder, options).model.hf).__name__ == "OwnModel"
     assert marker.exists()
 
 

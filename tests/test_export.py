@@ -348,6 +348,18 @@ def test_int8_is_smaller_and_measured(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["int8", "rows.jsonl"]
 
 
+@ONNX
+def test_onnx_weights_in_a_file_of_their_own(
+    bases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As graphs above 1 GiB have them."""
+    monkeypatch.setattr(room, "INLINE_BYTES", 0)
+    folder = export_model(bases("bert"), "onnx", tmp_path / "out").folder
+    assert (folder / "model.onnx.data").stat().st_size > 100_000
+    found = scored_by_its_tool("onnx", folder)
+    assert_close(found, reference(bases("bert")), rtol=0, atol=1e-4)
+
+
 def worse(ours: float) -> Any:
     """Metrics of the first call as they are, of the second lower by 0.1."""
     values = iter([ours, ours - 0.1])

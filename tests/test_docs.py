@@ -196,7 +196,7 @@ def test_the_guide_from_ms_swift_answers_its_document(site: Path, shared: Path) 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_argument_that_is_named_exists(page: str) -> None:
     """Of ours; in the guides for who comes from elsewhere the first column holds their names."""
-    known = known_arguments() | {"nproc_per_node", "num_processes"}
+    known = known_arguments() | {"nproc_per_node", "num_processes", "multi_gpu"}
     text = prose(read(page))
     if "/from-" in page:
         text = re.sub(r"^\|.*?\|(?= )", "|", text, flags=re.MULTILINE)

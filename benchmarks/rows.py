@@ -9,8 +9,8 @@ system takes it back whenever it is needed elsewhere), and the disk that the sto
 
 ``--split 0.001`` also sets rows aside for validation, by query. ``--commands check evaluate
 calibrate compare`` measures these commands, to their end, on the same rows; ``compare`` ranks them
-twice with the one model. With several numbers of rows,
-the bytes of memory that each row adds are printed.
+twice with the one model. With several numbers of rows, the bytes of memory that each row adds are
+printed.
 
 Run: ``python benchmarks/rows.py --rows 100000 1000000 10000000 --work work --output rows.json``
 """

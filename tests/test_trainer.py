@@ -124,6 +124,22 @@ def test_accumulation_equals_one_batch(tmp_path: Path, loss: str) -> None:
     assert_same_weights(tmp_path / "one", tmp_path / "four", 2e-6)
 
 
+def count_pieces(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A list that grows by each batch that is computed at a time."""
+    pieces: list[Any] = []
+    score = RerankerModel._score
+    monkeypatch.setattr(
+        RerankerModel, "_score", lambda self, batch: (pieces.append(batch), score(self, batch))[1]
+    )
+    return pieces
+
+
+def set_slices(monkeypatch: pytest.MonkeyPatch, slice_tokens: int, *, inside: bool) -> None:
+    """Cut rows at so many tokens; ``inside``: by an optimiser that steps in the backward pass."""
+    monkeypatch.setitem(trainer_module.SLICE_TOKENS, "cpu", slice_tokens)
+    monkeypatch.setattr(trainer_module, "_steps_inside", lambda args: inside)
+
+
 @pytest.mark.parametrize("name", ["bert", "qwen3"])
 def test_slices_and_chunks_train_the_same(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
@@ -133,11 +149,7 @@ def test_slices_and_chunks_train_the_same(
     An optimiser that steps within the backward pass has to see the whole: no slices then, and
     nothing is computed twice.
     """
-    pieces = []
-    score = RerankerModel._score
-    monkeypatch.setattr(
-        RerankerModel, "_score", lambda self, batch: (pieces.append(batch), score(self, batch))[1]
-    )
+    pieces = count_pieces(monkeypatch)
     calls = {}
     for folder, slice_tokens, chunk_tokens in (
         ("whole", 10**6, None),
@@ -145,10 +157,7 @@ def test_slices_and_chunks_train_the_same(
         ("inside", 1, None),
         ("chunks", 10**6, 100),
     ):
-        monkeypatch.setitem(trainer_module.SLICE_TOKENS, "cpu", slice_tokens)
-        monkeypatch.setattr(
-            trainer_module, "_steps_inside", lambda args, inside=folder == "inside": inside
-        )
+        set_slices(monkeypatch, slice_tokens, inside=folder == "inside")
         pieces.clear()
         given = {"chunk_tokens": chunk_tokens} if chunk_tokens else {}
         run = arguments(
@@ -179,11 +188,7 @@ def test_pointwise_is_computed_document_by_document(
 
     A part that compares documents leaves groups whole, an engine that needs all at once the batch.
     """
-    pieces = []
-    score = RerankerModel._score
-    monkeypatch.setattr(
-        RerankerModel, "_score", lambda self, batch: (pieces.append(batch), score(self, batch))[1]
-    )
+    pieces = count_pieces(monkeypatch)
     calls, losses = {}, {}
     for folder, loss, slice_tokens, more in (
         ("whole", "pointwise", 10**6, {}),
@@ -192,10 +197,7 @@ def test_pointwise_is_computed_document_by_document(
         ("both", "pointwise+listwise", 1, {}),
         ("inside", "pointwise", 1, {}),
     ):
-        monkeypatch.setitem(trainer_module.SLICE_TOKENS, "cpu", slice_tokens)
-        monkeypatch.setattr(
-            trainer_module, "_steps_inside", lambda args, inside=folder == "inside": inside
-        )
+        set_slices(monkeypatch, slice_tokens, inside=folder == "inside")
         pieces.clear()
         run = arguments(
             tmp_path,

@@ -275,15 +275,45 @@ class Soak:
         found = re.match(rb"HTTP/1\.[01] ([0-9]{3}) ", line)
         return found[1].decode() if found else "closed"
 
-    async def answer(self, reader: asyncio.StreamReader, pause: float) -> tuple[str, bytes]:
-        """Status and body, read in pieces."""
+    def large(self) -> bytes:
+        """A good request whose answer is more than the sockets between them hold."""
+        texts = [WORDS[0] * 1000] * 60
+        body = json.dumps({"query": "a", "documents": texts, "return_documents": True}).encode()
+        return self.head("/v1/rerank", len(body)) + body
+
+    async def answer_head(self, reader: asyncio.StreamReader) -> tuple[str, int]:
+        """Status, and the size of the body that follows."""
         head = await reader.readuntil(b"\r\n\r\n")
         size = int(re.search(rb"content-length: ([0-9]+)", head)[1])  # type: ignore[index]
+        return head.split(b" ", 2)[1].decode(), size
+
+    async def answer(self, reader: asyncio.StreamReader, pause: float) -> tuple[str, bytes]:
+        """Status and body, read in pieces."""
+        status, size = await self.answer_head(reader)
         body = b""
         while len(body) < size:
-            body += await reader.read(min(512, size - len(body)))
+            piece = await reader.read(min(512, size - len(body)))
+            if not piece:
+                raise EOFError
+            body += piece
             await asyncio.sleep(pause)
-        return head.split(b" ", 2)[1].decode(), body
+        return status, body
+
+    async def left_unread(self, reader: asyncio.StreamReader) -> str:
+        """What came of a large answer that was left unread for longer than the server waits."""
+        status, left = await self.answer_head(reader)
+        if status != "200":
+            if status != "429":
+                self.tally.problem(f"slow (answer not read): {status}")
+            return status
+        try:
+            while left and (piece := await reader.read(2**16)):
+                left -= len(piece)
+        except OSError:
+            return "cut"
+        if not left:
+            self.tally.problem("slow (answer not read): the server held it and waited")
+        return "cut" if left else "whole"
 
     async def vanish(self) -> None:
         """Leave in the middle."""
@@ -291,6 +321,9 @@ class Soak:
         reader, writer = await self.connect()
         _, request = self.whole()
         end = request.index(b"\r\n\r\n") + 4
+        if kind == "within it":
+            # the sockets between them would hold the whole of a small one
+            request = self.large()
         cut = {
             "in the head": self.draw.randint(1, end - 1),
             "in the body": self.draw.randint(end, len(request) - 1),
@@ -402,16 +435,9 @@ class Soak:
                         status = "wrong"
                         self.tally.problem(f"slow ({kind}): {fault}")
                 elif kind == "answer not read":
-                    # more than the sockets between them hold
-                    texts = [WORDS[0] * 1000] * 60
-                    body = json.dumps(
-                        {"query": "a", "documents": texts, "return_documents": True}
-                    ).encode()
-                    writer.write(self.head("/v1/rerank", len(body)) + body)
+                    writer.write(self.large())
                     await asyncio.sleep(2 * TIMEOUT)
-                    while await reader.read(2**16):
-                        pass
-                    status = "complete"
+                    status = await self.left_unread(reader)
                 elif kind == "idle":
                     writer.write(self.head("/health", None, method="GET"))
                     await self.answer(reader, 0)

@@ -47,6 +47,16 @@ KINDS = ("SIGKILL", "SIGKILL while saving", "SIGTERM", "SIGKILL while starting",
 STEP = re.compile(r"^step (\d+)/")
 # how long a launcher waits before it ends the others, and a signalled process may take to save
 GRACE = 60.0
+# what two runs of the same steps differ in
+TIMES = {
+    "eval_runtime",
+    "pairs_per_second",
+    "seconds",
+    "tokens_per_second",
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+}
 PLAIN = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 WORDS = [f"word{number}" for number in range(500)]
 
@@ -191,8 +201,11 @@ class Tally:
             self.problems.append(f"checkpoint-{self.whole} was whole and is gone")
         self.whole = kept
         kill = Kill(kind, run.reached, kept, codes)
-        if kind in ("SIGTERM", "SIGINT") and kill.lost:
-            self.problems.append(f"{kind} at step {run.reached} kept only step {kept}")
+        if kind in ("SIGTERM", "SIGINT"):
+            if kill.lost:
+                self.problems.append(f"{kind} at step {run.reached} kept only step {kept}")
+            if -signal.SIGKILL in codes:
+                self.problems.append(f"{kind} at step {run.reached}: no end within {GRACE:g} s")
         self.kills.append(kill)
         print(f"{kind} at step {run.reached}: goes on from step {kept}", flush=True)
 
@@ -247,13 +260,8 @@ def differences(one: Path, two: Path) -> list[str]:
     for folder in (one, two):
         state = json.loads((folder / run_folder.STATE_FILE).read_text(encoding="utf-8"))
         logs.append(
-            [
-                {k: v for k, v in entry.items() if k.split("_")[0] in ("loss", "eval", "step")}
-                for entry in state["log_history"]
-            ]
+            [{k: v for k, v in entry.items() if k not in TIMES} for entry in state["log_history"]]
         )
-        for entry in logs[-1]:
-            entry.pop("eval_runtime", None)
         record = json.loads((folder / run_folder.METRICS_FILE).read_text(encoding="utf-8"))
         metrics.append({name: value for name, value in record.items() if name != "seconds"})
     if logs[0] != logs[1]:

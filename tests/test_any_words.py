@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
+import shutil
+import socket
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,9 +17,11 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import TrainingArguments
 
 from rankwright import arguments, cli
 from rankwright.errors import ConfigError
+from tests import tiny
 
 SETTINGS = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -32,6 +40,13 @@ FLAGS = {
     for command in cli.COMMANDS
     if command != "quickstart"  # needs nothing, so any words would train
 }
+RECIPE = [*arguments.GROUPS, TrainingArguments]
+# transformers' own; one of them changes the environment, and compiling takes long
+TRAINING = sorted(
+    f.name
+    for f in fields(TrainingArguments)
+    if f.init and f.name != "full_determinism" and "compile" not in f.name
+)
 
 
 @st.composite
@@ -101,6 +116,158 @@ def test_every_flag_with_every_nasty_value(
             check([command, *base, f"--{flag}", value], capsys)
 
 
+# words that do their command's work, so that a value put among them is looked at
+WORK = {
+    "train": "train --model {base} --dataset {rows} --max_steps 1 --use_cpu true --report_to none",
+    "evaluate": "evaluate --model {model} --dataset {rows}",
+    "calibrate": "calibrate --model {model} --dataset {rows} --output calibrated",
+    "rank one query": "rank --model {model} --query fox --documents {documents}",
+    "rank a file": "rank --model {model} --input {queries} --output ranked.jsonl",
+    "rank for a teacher": "rank --model {model} --dataset {rows} --write_scores scored.jsonl",
+    "export": "export --model {model} --to seq-cls --output exported",
+    "compare": "compare {base} {model} --dataset {rows}",
+    "mine": "mine --queries {rows} --output mined.jsonl",
+    "serve": "serve --model {model} --port 0",
+    "report": "report {run} --output report.html",
+    "check": "check {rows} --model {model}",
+}
+PLACES = ("a folder", "a file", "a socket", "a terminal", "a link to nothing")
+LOOKED_AT = [
+    "", " ", "-1", "0", "1", "0.5", "nan", "-inf", "1e999", "9" * 5000, "x" * 5000, "~nobody/x",
+    "a/" * 3000, "a#b", "a#5", "owner/name", "/", ".", "..", "{", "{}", '{"a": 1}', "[1]", "true",
+    "None", "auto", "a\nb", "é", "%s", "{x}", "/proc/self/mem", "a:b:c", "a b c", "1,2", "ndcg@0",
+    "ndcg@9999999999999999999999", *PLACES,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A model as a hub gives it, a run that trained it, its calibrated model, and rows."""
+    folder = tmp_path_factory.mktemp("given")
+    lines = {
+        "rows": [
+            {"query": f"fox {n}", "positive": ["a fox jumps"], "negative": ["rain falls", "a dog"]}
+            for n in range(6)
+        ],
+        "queries": [{"query": "fox", "documents": ["a fox", "rain"]}],
+        "documents": [{"text": "the quick fox"}, {"text": "rain"}],
+    }
+    names = {"base": str(tiny.save_base(folder / "base", "bert"))}
+    for name, rows in lines.items():
+        names[name] = str(folder / f"{name}.jsonl")
+        Path(names[name]).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    names |= {"run": str(folder / "run"), "model": str(folder / "model")}
+    learned = "--max_steps 30 --learning_rate 1e-3 --output_dir {run}"
+    for line in (
+        f"{WORK['train']} {learned}",
+        "calibrate --model {run} --dataset {rows} --output {model} --precision 0.5",
+    ):
+        assert cli.main(line.format(**names).split()) == 0
+    return names
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that is stopped before it listens."""
+
+    async def stopped(*_: Any, **__: Any) -> None:
+        pass
+
+    monkeypatch.setattr("uvicorn.Server.serve", stopped)
+
+
+@contextlib.contextmanager
+def place(folder: Path) -> Iterator[None]:
+    """Stand in a new folder in which each of ``PLACES`` is what its name says."""
+    before = Path.cwd()
+    folder.mkdir()
+    os.chdir(folder)
+    (folder / "a folder").mkdir()
+    (folder / "a file").write_bytes(bytes(range(256)))
+    (folder / "a link to nothing").symlink_to(folder / "nothing")
+    here = socket.socket(socket.AF_UNIX)
+    ours, theirs = os.openpty()
+    (folder / "a terminal").symlink_to(os.ttyname(theirs))
+    try:
+        here.bind("a socket")
+        yield
+        # what is no file can be written to, and must not become one
+        assert (folder / "a socket").is_socket()
+        assert (folder / "a terminal").is_char_device()
+        assert (folder / "a folder").is_dir()
+    finally:
+        here.close()
+        os.close(ours)
+        os.close(theirs)
+        os.chdir(before)
+        shutil.rmtree(folder)
+
+
+def flags_of(name: str) -> list[str]:
+    return FLAGS[WORK[name].split()[0]] + (TRAINING if name == "train" else [])
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path): hashlib.sha256(path.read_bytes()).digest() for path in files}
+
+
+def look_at(
+    name: str, flag: str, value: str, inputs: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Give a flag a value among words that do their work; what is refused is named."""
+    words = [word.format(**inputs) for word in WORK[name].split()]
+    if f"--{flag}" in words:
+        del words[words.index(f"--{flag}") : words.index(f"--{flag}") + 2]
+    before = content(Path(inputs["run"]).parent)
+    with place(Path("here").resolve()):
+        code = cli.main([*words, f"--{flag}={value}"])
+    assert content(Path(inputs["run"]).parent) == before
+    said = capsys.readouterr().err
+    assert code in (0, 2)
+    if code == 2:
+        line = said[said.rindex("rankwright: ") :]
+        check_message(line[:-1])
+        # a value of many words may have one that is to blame
+        parts = [word[:50] for word in (*value.split(), *value.split(","))]
+        shown = [flag, *parts, *(repr(word)[1:-1] for word in parts)]
+        assert not value.strip() or any(word in line for word in shown)
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_words_that_do_their_work(
+    name: str, inputs: dict[str, str], nowhere: Path, served: None, capsys: Any
+) -> None:
+    """Or the next two would look at nothing."""
+    assert cli.main(WORK[name].format(**inputs).split()) == 0, capsys.readouterr().err
+
+
+@settings(SETTINGS, max_examples=100)
+@given(data=st.data())
+def test_any_value_is_looked_at(
+    data: Any, inputs: dict[str, str], nowhere: Path, served: None, capsys: Any
+) -> None:
+    name = data.draw(st.sampled_from(list(WORK)))
+    flag = data.draw(st.sampled_from(flags_of(name)))
+    look_at(name, flag, data.draw(st.sampled_from(LOOKED_AT) | VALUES), inputs, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", WORK)
+def test_every_value_is_looked_at(
+    name: str, inputs: dict[str, str], nowhere: Path, served: None, capsys: Any
+) -> None:
+    problems = []
+    for flag in flags_of(name):
+        for value in LOOKED_AT[:: 4 if flag in TRAINING else 1]:
+            try:
+                look_at(name, flag, value, inputs, capsys)
+            except Exception as error:
+                problems.append(f"--{flag} {value[:30]!r}: {error!r}")
+    assert not problems, "\n".join(problems)
+
+
 YAML = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | VALUES | NASTY | st.dates(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(VALUES, inner, max_size=3),
@@ -110,9 +277,9 @@ YAML = st.recursive(
 
 @settings(SETTINGS, max_examples=25)
 @given(
-    content=st.dictionaries(st.sampled_from(FLAGS["train"]) | VALUES, YAML, max_size=4).map(
-        lambda values: yaml.safe_dump(values).encode()
-    )
+    content=st.dictionaries(
+        st.sampled_from(FLAGS["train"] + TRAINING) | VALUES, YAML, max_size=4
+    ).map(lambda values: yaml.safe_dump({"model": "m", "dataset": "a", **values}).encode())
     | st.binary(max_size=40)
     | st.text(max_size=40).map(str.encode)
     | st.sampled_from(
@@ -129,8 +296,7 @@ def test_any_recipe(content: bytes, nowhere: Path) -> None:
     path = nowhere / "recipe.yaml"
     path.write_bytes(content)
     try:
-        types = list(arguments.GROUPS)
-        given = arguments.parse("rankwright train", types, [str(path)], recipe=True)
+        given = arguments.parse("rankwright train", RECIPE, [str(path)], recipe=True)
         arguments.resolve(given, {})
     except ConfigError as error:
         check_message(str(error))

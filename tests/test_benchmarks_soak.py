@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -103,7 +103,8 @@ def final(folder: Path, **changes: Any) -> Path:
     folder.mkdir()
     loss, weights, metric = (changes.get(name, 1) for name in ("loss", "weights", "metric"))
     (folder / "model.safetensors").write_bytes(bytes([weights]))
-    log = [{"step": 1, "loss": loss, "seconds": changes.get("seconds", 1)}]
+    log = [{"step": 1, "loss": loss, "pairs_per_second": changes.get("seconds", 1)}]
+    log[0]["learning_rate"] = changes.get("rate", 1)
     (folder / run_folder.STATE_FILE).write_text(json.dumps({"log_history": log}))
     record = {"ndcg@10": metric, "seconds": changes.get("seconds", 1)}
     record |= {"more": 1} if changes.get("more") else {}
@@ -116,10 +117,21 @@ def test_a_training_that_ends_otherwise_is_seen(train: ModuleType, tmp_path: Pat
     assert train.differences(one, final(tmp_path / "same", seconds=2)) == []
     assert train.differences(one, final(tmp_path / "w", weights=2)) == ["weights"]
     assert train.differences(one, final(tmp_path / "l", loss=2)) == ["log"]
+    assert train.differences(one, final(tmp_path / "r", rate=2)) == ["log"]
     assert train.differences(one, final(tmp_path / "m", metric=2)) == ["metrics.json: ndcg@10"]
     more = final(tmp_path / "more", more=True)
     for pair in ((one, more), (more, one)):
         assert train.differences(*pair) == ["metrics.json: more"]
+
+
+@pytest.mark.parametrize("kind", ["SIGTERM", "SIGINT", "SIGKILL"])
+def test_a_signal_that_ends_nothing_is_seen(train: ModuleType, tmp_path: Path, kind: str) -> None:
+    tally = train.Tally()
+    run = SimpleNamespace(reached=0)
+    tally.look(tmp_path, kind, run, [0, -9])
+    assert tally.problems == (
+        [] if kind == "SIGKILL" else [f"{kind} at step 0: no end within 60 s"]
+    )
 
 
 @pytest.mark.slow

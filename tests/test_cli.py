@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from rankwright import __version__, cli
+from rankwright.errors import DataError
 from tests import tiny
 
 ROWS = [
@@ -90,6 +92,86 @@ def test_the_module_and_its_exit_code() -> None:
         "rankwright: 'trian' is not a command; did you mean 'train'? "
         f"Choose from {', '.join(cli.COMMANDS)}\n"
     )
+
+
+# --- where results go -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ranking(tmp_path: Path) -> dict[str, str]:
+    """A query's documents, and lines of queries."""
+    line = json.dumps({"query": "fox", "documents": ["a fox", "rain"]})
+    return {
+        "documents": write(tmp_path, "docs.txt", "a fox", "rain"),
+        "input": write(tmp_path, "in.jsonl", line),
+    }
+
+
+def test_what_is_no_file_is_written_to(model: str, ranking: dict[str, str], tmp_path: Path) -> None:
+    """Renamed into place, results would make a file of /dev/null, and of a pipe."""
+    words = ["rank", "--model", model, "--query", "fox", "--documents", ranking["documents"]]
+    ours, theirs = os.openpty()
+    try:
+        (tmp_path / "link").symlink_to(os.ttyname(theirs))
+        assert cli.main([*words, "--output", str(tmp_path / "link")]) == 0
+        assert (tmp_path / "link").is_char_device()
+        assert json.loads(os.read(ours, 10_000).splitlines()[0])["index"] in (0, 1)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    # a link to a file stays a link
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "other").symlink_to(tmp_path / "file")
+    assert cli.main([*words, "--output", str(tmp_path / "other")]) == 0
+    assert (tmp_path / "other").is_symlink()
+    assert len((tmp_path / "file").read_text().splitlines()) == 2
+
+
+def test_lines_that_grow_need_a_file(
+    model: str,
+    rows: str,
+    ranking: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    commands = {
+        "output": ["rank", "--model", model, "--input", ranking["input"]],
+        "write_scores": ["rank", "--model", model, "--dataset", rows],
+    }
+    for flag, words in commands.items():
+        for value, kind in (
+            (str(tmp_path / "pipe"), "no file"),
+            ("", "a folder"),
+            ("/", "a folder"),
+        ):
+            line = mistake(capsys, *words, f"--{flag}={value}")
+            assert line == f"--{flag} {value!r} is {kind}; name a file"
+    # from Python
+    from rankwright import Reranker, shares
+
+    with pytest.raises(DataError, match="is no file, so lines cannot grow beside it"):
+        shares.write_lines(Reranker.load(model), [], tmp_path / "pipe", str)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_what_is_read_is_not_written_over(
+    model: str, rows: str, ranking: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("bm25s", reason="extra mine")
+    files = {**ranking, "dataset": rows, "queries": rows}
+    before = {path: Path(path).read_text() for path in files.values()}
+    rank = ["rank", "--model", model]
+    for read, written, words in (
+        ("documents", "output", [*rank, "--query", "fox"]),
+        ("input", "output", rank),
+        ("dataset", "write_scores", rank),
+        ("queries", "output", ["mine"]),
+    ):
+        path = files[read]
+        line = mistake(capsys, *words, f"--{read}", path, f"--{written}", path)
+        assert line == f"--{written} {path} is a file that is read; name another file"
+    assert {path: Path(path).read_text() for path in files.values()} == before
 
 
 # --- mistakes in the words --------------------------------------------------------------------
@@ -465,7 +547,7 @@ def test_a_teacher_writes_scores_and_a_student_learns_them(
     out = ["--output_dir", str(tmp_path / "student")]
     assert cli.main(["train", "--model", model, "--dataset", str(target), *student, *out]) == 0
     assert mistake(capsys, *words[:-1], str(source)) == (
-        f"--write_scores {source} is the dataset; name another file"
+        f"--write_scores {source} is a file that is read; name another file"
     )
     assert mistake(capsys, *words[:-2]).startswith("--dataset and --write_scores belong together")
     assert mistake(capsys, *words, "--top_k", "2").startswith("--write_scores writes the logits of")

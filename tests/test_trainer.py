@@ -562,6 +562,8 @@ def test_a_second_run_reads_and_tokenises_nothing(
         ({"torch_dtype": "float16"}, r"--torch_dtype float16\) works on accelerators"),
         ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor has no place in these losses"),
         ({"optim": "schedule_free_adamw"}, "--optim schedule_free_adamw is not supported"),
+        ({"neftune_noise_alpha": 5.0}, "--neftune_noise_alpha is not supported: its noise goes"),
+        ({"use_liger_kernel": True}, "--use_liger_kernel is not supported: the loss"),
     ],
 )
 def test_what_would_have_no_effect_is_refused(
@@ -570,6 +572,35 @@ def test_what_would_have_no_effect_is_refused(
     """transformers and accelerate would go on without it, in silence."""
     with pytest.raises(ConfigError, match=complaint):
         train_on(arguments(tmp_path, **given), ROWS, [])
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"learning_rate": -1.0}, r"^--learning_rate -1.0 is not allowed; give at least 0$"),
+        ({"learning_rate": float("nan")}, "^--learning_rate nan is not finite; give a number$"),
+        ({"adam_beta2": 1.0}, "^--adam_beta2 1.0 is not allowed; give at least 0 and below 1$"),
+        ({"seed": 2**32}, "^--seed 4294967296 is not allowed; .* and below 4294967296$"),
+        ({"eval_on_start": True}, "^--eval_on_start needs validation rows"),
+        (
+            {"optim_args": "x"},
+            "^--optim adamw_torch_fused cannot be made: .*; look at --optim_args",
+        ),
+        ({"optim": "lomo"}, "^--optim lomo cannot be made: .* install"),
+        (
+            {"lr_scheduler_kwargs": {"min_lr": 0}},
+            "^--lr_scheduler_type linear cannot be made: .* 'min_lr'; look at --lr_scheduler_kw",
+        ),
+    ],
+)
+def test_what_training_would_fail_of(tmp_path: Path, given: dict[str, Any], complaint: str) -> None:
+    """One line; a run that was to be replaced is still there."""
+    before = arguments(tmp_path)
+    train_on(before, ROWS, [])
+    held = sorted((tmp_path / "out").rglob("*"))
+    with pytest.raises(ConfigError, match=complaint):
+        train_on(arguments(tmp_path, **given, overwrite=True), ROWS, [])
+    assert sorted((tmp_path / "out").rglob("*")) == held
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -752,6 +752,31 @@ def check_read_by_all(names: Sequence[str], environ: Mapping[str, str] | None = 
             )
 
 
+def check_output_file(
+    flag: str, output: str, files: Iterable[Path], *, piece_by_piece: bool = False
+) -> None:
+    """Refuse a file of results that is a folder, or that would replace what is read.
+
+    Args:
+        flag: the argument's name.
+        output: its value.
+        files: what is read.
+        piece_by_piece: it grows beside its place, from where a run that was stopped goes on, so it
+            can be no pipe and no device.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    path = Path(output)
+    if path.is_dir() or (piece_by_piece and path.exists() and not path.is_file()):
+        kind = "a folder" if path.is_dir() else "no file"
+        raise ConfigError(f"--{flag} {output!r} is {kind}; name a file")
+    if path.exists():
+        for file in files:
+            if file.exists() and file.samefile(path):
+                raise ConfigError(f"--{flag} {output} is a file that is read; name another file")
+
+
 def load_options(model: ModelArguments) -> dict[str, Any]:
     """What ``ModelArguments`` say to the loader, under its names."""
     return {
@@ -991,6 +1016,7 @@ def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
     ):
         if value is not None and value < least:
             raise ConfigError(f"--{name} {value} is less than {least}")
+    _check_numbers(arguments.training)
     if arguments.training["num_train_epochs"] <= 0:
         raise ConfigError(
             f"--num_train_epochs {arguments.training['num_train_epochs']} is not above 0"
@@ -1015,6 +1041,32 @@ def _check(arguments: TrainArguments, given: Mapping[str, Any]) -> None:
         # adapters start at zero and train a fraction of the weights; ms-swift's default is the same
         arguments.training["learning_rate"] = 1e-4
     _master_weights(arguments)
+
+
+# of transformers' arguments: the least, and what they must stay below
+_RANGES: dict[str, tuple[float, float]] = {
+    "learning_rate": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "warmup_steps": (0, math.inf),
+    "max_grad_norm": (0, math.inf),
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "adam_epsilon": (0, math.inf),
+    "seed": (0, 2**32),
+    "data_seed": (0, 2**32),
+    "dataloader_num_workers": (0, math.inf),
+}
+
+
+def _check_numbers(training: Mapping[str, Any]) -> None:
+    """Refuse numbers that training would only fail of later."""
+    for name, value in training.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"--{name} {value} is not finite; give a number")
+        least, below = _RANGES.get(name, (-math.inf, math.inf))
+        if isinstance(value, int | float) and not least <= value < below:
+            limit = f" and below {below:.0f}" if below < math.inf else ""
+            raise ConfigError(f"--{name} {value} is not allowed; give at least {least:.0f}{limit}")
 
 
 def _check_loss(arguments: TrainArguments) -> None:

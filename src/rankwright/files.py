@@ -108,12 +108,20 @@ def publish(work: Path, target: Path) -> None:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Write a file that takes its name only when it is whole and on disk.
 
+    A link keeps pointing where it does, and what it points at is replaced. What is there and is no
+    file, such as a pipe or ``/dev/null``, is written to: a file in its place would be its end.
+
     Args:
         path: the file; missing folders are made.
 
     Yields:
         The file, opened for bytes.
     """
+    if path.exists() and not path.is_file():
+        with path.open("wb") as there:
+            yield there
+        return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(".part", f".{path.name}.", path.parent)
     try:

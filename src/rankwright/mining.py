@@ -38,7 +38,12 @@ import numpy as np
 from rich.table import Table
 
 from rankwright import retrieval
-from rankwright.arguments import MiningArguments, check_mining_arguments, unknown_argument
+from rankwright.arguments import (
+    MiningArguments,
+    check_mining_arguments,
+    check_output_file,
+    unknown_argument,
+)
 from rankwright.data import readers
 from rankwright.data.cache import META, arrow_file, cached, digest
 from rankwright.data.readers import BadRows, file_stamp
@@ -1187,6 +1192,9 @@ def mine(arguments: MiningArguments | None = None, /, **given: Any) -> MiningRes
         arguments = MiningArguments(**plain)
     check_mining_arguments(arguments)
     output = Path(arguments.output)
+    sources = [*arguments.queries, *([arguments.corpus] if arguments.corpus else [])]
+    files = readers.source_files(sources, use_hf=arguments.use_hf) if output.exists() else None
+    check_output_file("output", arguments.output, files or ())
     work = Path(arguments.work_dir or f"{output}.part")
     report_file = output.with_name(f"{output.stem}.report.json")
     try:

@@ -118,10 +118,13 @@ def write_lines(
 
     Raises:
         OSError: a file cannot be written.
-        DataError: a score is not finite, see ``Reranker.score_examples``; or the lines of another
-            process are not there.
+        DataError: a score is not finite, see ``Reranker.score_examples``; the lines of another
+            process are not there; or ``path`` is a folder, a pipe or a device.
     """
     processes, counts = processes or Processes(), [] if counts is None else counts
+    if path.exists() and not path.is_file():
+        raise DataError(f"{str(path)!r} is no file, so lines cannot grow beside it; name a file")
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     part, key_file = _part(path, processes, processes.rank), _hidden(path, processes, "key")
     counts_file = _hidden(path, processes, "counts")

@@ -260,6 +260,12 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
                 if any(True for _ in head.parameters()):
                     fully_shard(head)  # in float32, as everywhere
 
+    def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
+        """The optimizer; of some kinds only this says that their library is missing."""
+        with _refusals(f"--optim {self.args.optim.value}", "optim_args", self.args):
+            made: torch.optim.Optimizer = super().create_optimizer(*args)
+            return made
+
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
     ) -> tuple[Any, Any]:
@@ -1536,6 +1542,20 @@ def _training_arguments(
             "--label_smoothing_factor has no place in these losses; leave it out, and give soft "
             "labels in the rows"
         )
+    if values.get("eval_on_start") and not has_validation:
+        raise ConfigError(
+            "--eval_on_start needs validation rows; give --val_dataset or --split_dataset_ratio"
+        )
+    if values.get("neftune_noise_alpha") is not None:
+        raise ConfigError(
+            "--neftune_noise_alpha is not supported: its noise goes by the length of a padded "
+            "batch, and batches are packed here; leave it out"
+        )
+    if values.get("use_liger_kernel"):
+        raise ConfigError(
+            "--use_liger_kernel is not supported: the loss that it fuses is that of language "
+            "models; leave it out"
+        )
     if str(values.get("optim", "")).startswith("schedule_free"):
         raise ConfigError(
             f"--optim {values['optim']} is not supported: its weights are other ones while it "
@@ -1585,7 +1605,51 @@ def _training_arguments(
             "-m rankwright train ... for all"
         )
         args._n_gpu = 1
+    _try_out_optimizer(args)
     return args
+
+
+# optimizers that are made from the model's modules
+_OF_MODULES = ("galore", "apollo", "lomo")
+
+
+def _try_out_optimizer(args: TrainingArguments) -> None:
+    """Make optimizer and schedule for a single number: what they refuse is told at once.
+
+    A run to be replaced is still there then.
+    """
+    optimizer: Any = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    with _refusals(f"--optim {args.optim.value}", "optim_args", args):
+        try:
+            kind, options = transformers.Trainer.get_optimizer_cls_and_kwargs(args)
+        except ValueError:
+            # of some no more can be said without the model than that their library is there
+            if not any(word in args.optim for word in _OF_MODULES):
+                raise
+            kind, options = None, {}
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
+            optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
+    schedule = args.lr_scheduler_type
+    with _refusals(f"--lr_scheduler_type {schedule.value}", "lr_scheduler_kwargs", args):
+        transformers.get_scheduler(
+            schedule,
+            optimizer,
+            num_warmup_steps=args.get_warmup_steps(1),
+            num_training_steps=1,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+
+
+@contextmanager
+def _refusals(what: str, options: str, args: TrainingArguments) -> Iterator[None]:
+    """Say in one line which argument is to blame for what cannot be made."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, AssertionError, NotImplementedError) as error:
+        line = " ".join(str(error).split())
+        value = getattr(args, options)
+        more = f"; look at --{options} {value}" if value else ""
+        raise ConfigError(f"{what} cannot be made: {line}{more}") from error
 
 
 def _step_sizes(arguments: TrainArguments, args: TrainingArguments) -> Progress:

@@ -559,7 +559,7 @@ def test_bad_sampling_number(number: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dataset", ["", " ", []])
 def test_no_dataset(dataset: Any) -> None:
     assert message(load_examples, dataset, error=ConfigError) == (
-        "no dataset was given; give a file, a folder or a hub id (owner/name) with --dataset"
+        "no dataset is named; give a file, a folder or a hub id (owner/name)"
     )
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import atheris
+from transformers import TrainingArguments
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -70,7 +71,8 @@ def recipe_target(data: bytes) -> None:
     path = FOLDER / "recipe.yaml"
     path.write_bytes(data)
     try:
-        given = arguments.parse("fuzz", list(arguments.GROUPS), [str(path)], recipe=True)
+        types = [*arguments.GROUPS, TrainingArguments]
+        given = arguments.parse("fuzz", types, [str(path)], recipe=True)
         arguments.resolve(given, {})
     except ConfigError as error:
         test_any_rows.check_message(str(error)[:1999])

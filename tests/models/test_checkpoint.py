@@ -268,6 +268,25 @@ def test_save_replaces_only_when_whole(tmp_path: Path, monkeypatch: pytest.Monke
     assert_close(Reranker.load(folder).score(pairs()), scores, rtol=0, atol=1e-6)
 
 
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    """To a folder on a larger disk; what it points at is made, then replaced."""
+    reranker = Reranker.load(tiny.save_base(tmp_path / "base", "bert"))
+    link, disk = tmp_path / "link", tmp_path / "disk"
+    disk.mkdir()
+    link.symlink_to(disk / "model")
+    for _ in range(2):
+        reranker.save(link)
+        assert link.is_symlink()
+        assert [path.name for path in disk.iterdir()] == ["model"]
+    assert_close(Reranker.load(link).score(pairs()), reranker.score(pairs()), rtol=0, atol=0)
+    # a hub's cache: files named by their content stand behind the links of a folder
+    (disk / "blob").write_bytes((link / checkpoint.SPEC_FILE).read_bytes())
+    (link / checkpoint.SPEC_FILE).unlink()
+    (link / checkpoint.SPEC_FILE).symlink_to(disk / "blob")
+    with pytest.raises(CheckpointError, match="is a link into a cache; save a copy"):
+        checkpoint.write_calibration(link, {"method": "platt"})
+
+
 def test_saving_deletes_no_work(tmp_path: Path) -> None:
     """A folder of something else, or of a training run, is refused and left as it was."""
     reranker = Reranker.load(tiny.save_base(tmp_path / "base", "bert"))

@@ -279,7 +279,8 @@ def test_command_ranks_rows(tmp_path: Path) -> None:
         (["a", "--model", "m"], "--model, which has no place here"),
         (["absent"], "absent is no folder"),
         (["."], "holds neither"),
-        (["a", "--output", "."], "is a folder; name a file"),
+        (["a", "--output", "."], "'.' is no name of a page; end it in .html"),
+        (["a", "--output", "rows.jsonl"], "'rows.jsonl' is no name of a page; end it in .html"),
     ],
 )
 def test_command_refuses(

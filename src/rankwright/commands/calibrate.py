@@ -129,6 +129,11 @@ def _check_folder(reranker: Any) -> None:
             f"{folder} holds no {SPEC_FILE}, so a calibration cannot be kept there; give --output "
             "FOLDER for a copy of the model"
         )
+    if (folder / SPEC_FILE).is_symlink():
+        raise ConfigError(
+            f"{folder} is a hub's cache, which holds links; give --output FOLDER for a copy of the "
+            "model"
+        )
     for f in dataclasses.fields(ModelSpec):
         before, now = getattr(saved, f.name), getattr(spec, f.name)
         if before != now:

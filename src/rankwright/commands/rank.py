@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rankwright.arguments import check_read_by_all, process_numbers
+from rankwright.arguments import check_output_file, check_read_by_all, process_numbers
 from rankwright.commands.common import (
     RowArguments,
     ScoringArguments,
@@ -117,6 +117,9 @@ def run(words: list[str]) -> int:
             "start one process"
         )
     check_read_by_all([] if options.input is None else [options.input])
+    if options.output is not None:
+        source = Path(options.documents if one else options.input)
+        check_output_file("output", options.output, [source], piece_by_piece=not one)
     documents = _read_documents(Path(options.documents)) if one else None
     from rankwright.shares import several
 
@@ -166,9 +169,8 @@ def _write_scores(given: dict[str, Any], options: Any, *, others: bool) -> int:
 
     check_read_by_all(options.dataset)
     path, model = Path(options.write_scores), model_arguments(given)
-    for file in source_files(options.dataset, use_hf=model.use_hf) or ():
-        if path.exists() and file.samefile(path):
-            raise ConfigError(f"--write_scores {path} is the dataset; name another file")
+    read_files = source_files(options.dataset, use_hf=model.use_hf) or ()
+    check_output_file("write_scores", options.write_scores, read_files, piece_by_piece=True)
     read = own(RowArguments, given)
     bad_rows = bad_rows_policy(given)
     data = load_store(
@@ -318,8 +320,6 @@ def _rank_file(
     from rankwright.shares import write_lines
 
     source, output = Path(options.input), Path(options.output)
-    if source.exists() and output.exists() and source.samefile(output):
-        raise ConfigError(f"--output {output} is the input; name another file")
     # what comes down a pipe cannot be read again
     key = _key(given, file_stamp(source)) if source.is_file() else None
     try:

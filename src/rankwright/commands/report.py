@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rankwright.arguments import check_output_file
 from rankwright.commands.common import (
     RowArguments,
     ScoringArguments,
@@ -65,8 +66,9 @@ def run(words: list[str]) -> int:
     check_rows_are_read(given, options.dataset, types()[1:])
     folder = Path(names[0])
     output = Path(options.output) if options.output is not None else folder / "report.html"
-    if output.is_dir():
-        raise ConfigError(f"--output {output} is a folder; name a file, such as report.html")
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--output {options.output!r} is no name of a page; end it in .html")
+    check_output_file("output", str(output), ())
     from rankwright.progress import console
     from rankwright.report.folder import read_run
     from rankwright.report.page import write_report

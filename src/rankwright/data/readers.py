@@ -1958,9 +1958,7 @@ def _specs(dataset: str | Path | Sequence[str | Path]) -> list[_Spec]:
         else:
             names += entry.split()
     if not names:
-        raise ConfigError(
-            "no dataset was given; give a file, a folder or a hub id (owner/name) with --dataset"
-        )
+        raise ConfigError("no dataset is named; give a file, a folder or a hub id (owner/name)")
     return [_spec(name) for name in names]
 
 

@@ -160,22 +160,26 @@ class _Attention(torch.autograd.Function):
         # (1, T, N, E) in memory, as the projections in front of the attention read them
         shape = (1, query.shape[2], heads, query.shape[3])
         grad_query = query.new_empty(shape).transpose(1, 2)
-        # a prefix has a term for each document: bfloat16 sums would lose half of their digits
+        # a prefix has a term for each document: bfloat16 sums would lose half of their digits. The
+        # kernel's backward pass in bfloat16 takes up to four times as long as that in float32, too
         exact = torch.promote_types(key.dtype, torch.float32)
         shape = (1, key.shape[2], key.shape[1], key.shape[3])
         sums = [key.new_zeros(shape, dtype=exact).transpose(1, 2) for _ in range(2)]
         for part in call.packing.parts(call.causal, call.window):
             k, v = (_take(tensor, part.keys, heads) for tensor in (key, value))
-            found = _backward(
+            given = (
                 grad[:, part.queries].transpose(1, 2),
                 query[:, :, part.queries],
                 k,
                 v,
                 out[:, part.queries].transpose(1, 2),
                 normaliser[:, part.queries].transpose(1, 2),
+            )
+            found = _backward(
+                *(tensor.to(exact) for tensor in given),
                 0.0,
                 part.causal,
-                attn_mask=_mask(part, k.shape[2], call, query.dtype),
+                attn_mask=_mask(part, k.shape[2], call, exact),
                 scale=call.scaling,
             )
             grad_query[:, :, part.queries] = found[0]

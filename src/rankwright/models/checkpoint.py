@@ -582,6 +582,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: the target holds something else, or cannot be written.
     """
+    target = Path(os.path.realpath(target))  # a link to a larger disk stays one
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{target} is a file; name a folder")
     held = [path.name for path in target.iterdir()] if target.is_dir() else []
@@ -623,6 +624,9 @@ def write_calibration(folder: Path, calibration: dict[str, Any] | None) -> Path:
     path = folder / SPEC_FILE
     if ModelSpec.load(folder) is None:
         raise CheckpointError(f"{folder} holds no {SPEC_FILE}; save the model there first")
+    if path.is_symlink():
+        # a hub's cache, whose files have the names of their hashes
+        raise CheckpointError(f"{path} is a link into a cache; save a copy of the model elsewhere")
     values = json.loads(path.read_text(encoding="utf-8")) | {"calibration": calibration}
     try:
         with replacing(path) as file:

@@ -229,7 +229,7 @@ def look_at(
         line = said[said.rindex("rankwright: ") :]
         check_message(line[:-1])
         # a value of many words may have one that is to blame
-        parts = [word[:50] for word in (*value.split(), *value.split(","))]
+        parts = [word[:50] for cut in (None, ",", "#") for word in value.split(cut) if word]
         shown = [flag, *parts, *(repr(word)[1:-1] for word in parts)]
         assert not value.strip() or any(word in line for word in shown)
 

@@ -174,6 +174,16 @@ def test_what_is_read_is_not_written_over(
     assert {path: Path(path).read_text() for path in files.values()} == before
 
 
+def test_what_is_set_for_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own value wins; PyTorch reads it with its first tensor, so in a new process."""
+    for given in (None, "0"):
+        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+        if given is not None:
+            monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", given)
+        assert cli.main(["train"]) == 2
+        assert os.environ["THP_MEM_ALLOC_ENABLE"] == (given or "1")
+
+
 # --- mistakes in the words --------------------------------------------------------------------
 
 

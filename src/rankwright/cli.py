@@ -171,6 +171,9 @@ def _quiet() -> None:
     # threads that spin while they wait cost up to ten times on a machine that has other work, and
     # five per cent else
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # PyTorch then asks for pages of 2 MiB, where Linux has them: a step's large tensors, most of all
+    # the gradient of the vocabulary, are otherwise made of thousands of small ones each time
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.basicConfig(level=logging.WARNING, format="rankwright: %(message)s", stream=sys.stderr)
     logging.getLogger("rankwright").setLevel(logging.INFO)

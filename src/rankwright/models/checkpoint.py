@@ -582,14 +582,14 @@ def new_folder(target: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: the target holds something else, or cannot be written.
     """
-    target = Path(os.path.realpath(target))  # a link to a larger disk stays one
+    named, target = target, Path(os.path.realpath(target))  # a link to a larger disk stays one
     if target.exists() and not target.is_dir():
-        raise CheckpointError(f"{target} is a file; name a folder")
+        raise CheckpointError(f"{named} is a file; name a folder")
     held = [path.name for path in target.iterdir()] if target.is_dir() else []
     run = any(name.startswith("checkpoint-") for name in held) or "adapter" in held
     if held and (SPEC_FILE not in held or run):
         raise CheckpointError(
-            f"{target} holds {'a training run' if run else 'other files'}, which saving there "
+            f"{named} holds {'a training run' if run else 'other files'}, which saving there "
             "would "
             "delete; choose another folder"
         )
@@ -602,7 +602,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         sync(temporary)
         publish(temporary, target)
     except OSError as error:
-        raise CheckpointError(f"cannot write {target}: {error}") from error
+        raise CheckpointError(f"cannot write {named}: {error}") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -665,8 +665,9 @@ def surrounding(options: argparse.Namespace, configuration: str) -> dict[str, st
         **pages,
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        # a worker that waits must not spin
+        # a worker that waits must not spin for long; as our command has it
         "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "10000",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",

@@ -35,7 +35,7 @@ def train_cases(
         cases: arguments of ``rankwright.train``; with ``spoiled``, a query whose scores are NaN,
             the training has to end with an error that names it, or to leave its steps out; with
             ``stopped``, a step in which SIGTERM reaches the last process alone, it has to stop and
-            goes on with ``--resume``.
+            goes on with ``--resume``; with ``refused``, what an error has to say, none begins.
         world: how many processes.
         commands: words of commands to do then.
         **variables: of the environment.
@@ -167,6 +167,20 @@ def _train_spoiled(case: dict[str, Any], query: str) -> None:
             rankwright.train(**case)
 
 
+def _refuse(case: dict[str, Any], told: str) -> None:
+    """Every process is told why it does not begin."""
+    import pytest
+    from accelerate.state import AcceleratorState
+
+    import rankwright
+    from rankwright.errors import ConfigError
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ConfigError, match=told):
+        rankwright.train(**case)
+    assert not Path(case["output_dir"]).exists()
+
+
 def _train_stopped(case: dict[str, Any], step: int) -> None:
     """Every process stops behind the next step, when it was told of the signal; then it goes on."""
     import pytest
@@ -206,6 +220,9 @@ def _watch(case: dict[str, Any]) -> None:
         ) -> None:
             engines = AcceleratorState()
             assert engines.distributed_type.name == engine
+            if engine == "FSDP":
+                whole = not case.get("fsdp_config", {}).get("reshard_after_forward", True)
+                assert engines.fsdp_plugin.reshard_after_forward == (not whole)
             if engine != "DEEPSPEED":
                 assert is_sharded(model) == (engine == "FSDP")
             else:
@@ -243,6 +260,10 @@ def _work(cases: list[dict[str, Any]], commands: list[list[str]], ports: list[in
 
     before = engine_variables()
     for case in cases:
+        if (told := case.pop("refused", None)) is not None:
+            _refuse(case, told)
+            assert engine_variables() == before
+            continue
         _set_up(case)
         _watch(case)
         query, step = case.pop("spoiled", None), case.pop("stopped", None)

@@ -182,6 +182,18 @@ def test_what_is_set_for_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", given)
         assert cli.main(["train"]) == 2
         assert os.environ["THP_MEM_ALLOC_ENABLE"] == (given or "1")
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    for policy, count, expected in (
+        (None, None, ("PASSIVE", "10000")),
+        ("ACTIVE", None, ("ACTIVE", None)),
+        (None, "5", ("PASSIVE", "5")),
+    ):
+        for name, value in zip(names, (policy, count), strict=True):
+            monkeypatch.delenv(name, raising=False)
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        assert cli.main(["train"]) == 2
+        assert tuple(map(os.environ.get, names)) == expected
 
 
 # --- mistakes in the words --------------------------------------------------------------------

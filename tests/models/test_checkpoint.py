@@ -121,6 +121,8 @@ def adapted(tmp_path: Path, name: str, *, dora: bool = False) -> tuple[checkpoin
 def test_lora_round_trip(tmp_path: Path, name: str, dora: bool) -> None:
     """Save, reload, merge, reload the merged: the same scores, and far from the base's."""
     loaded, reranker = adapted(tmp_path, name, dora=dora)
+    magnitudes = [n for n, _ in loaded.model.named_parameters() if "lora_magnitude_vector" in n]
+    assert bool(magnitudes) == dora
     scores = torch.tensor(reranker.score(pairs()))
     checkpoint.save(loaded, tmp_path / "adapter")
     checkpoint.save(loaded, tmp_path / "merged", merge=True)

@@ -75,7 +75,17 @@ def test_scores_are_the_ranker_s(folder: Path, budget: int, double: bool) -> Non
     rows = [tiny.examples(1, documents=n, seed=n)[0] for n in (1, 9, 4, 7, 2, 5)]
     model = scorer(folder, double=double, batch_tokens=budget)
     tolerance = {"rel": 1.2e-7, "abs": 0.0} if double else {"rel": 0.0, "abs": 1e-5}
+    score, requests = model.score, []
+
+    def watched(parts: Any) -> Any:
+        requests.append(len({id(encoded) for encoded, _ in parts}))
+        return score(parts)
+
+    model.score = watched  # type: ignore[method-assign]
     equal(served(model, rows), model.reranker.score_examples(rows), **tolerance)
+    # with 400 tokens it depends on the length of the prompt
+    assert max(requests) == 1 or budget > 1
+    assert max(requests) > 1 or budget < 4096
 
 
 def test_passages_are_the_ranker_s(folder: Path) -> None:

@@ -301,7 +301,8 @@ def test_the_command(
     assert cli.main([*words, "--metrics", "nDCG@10", "--output", str(tmp_path)]) == 0
     out = " ".join(capsys.readouterr().err.split())
     assert "mteb ndcg_at_10" in out
-    (entry,) = json.loads((tmp_path / "metrics.json").read_text())
+    text = (tmp_path / "metrics.json").read_text()
+    (entry,) = json.loads(text, parse_constant=pytest.fail)
     assert entry["task"] == "Made"
     assert entry["rankwright"]["metrics"]["ndcg@10"] == pytest.approx(
         entry["mteb"]["ndcg_at_10"], abs=1.1e-5

@@ -15,6 +15,7 @@ import contextlib
 import difflib
 import itertools
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ class TaskResult:
         split: of its data.
         main_score: the name of the score that MTEB reports, such as ``ndcg_at_10``.
         value: that score, computed by ``mteb``.
-        scores: all of ``mteb``'s scores.
+        scores: all of ``mteb``'s scores; None where one is not defined for so few queries.
         ours: our metrics of the same lists; queries are named by their ids, texts are left out.
         instruction: the task description that was given to the model; None for its own.
     """
@@ -394,12 +395,16 @@ def evaluate_task(
                     split,
                     task.metadata.main_score,
                     float(entry["main_score"]),
-                    dict(entry),
+                    {name: _defined(value) for name, value in entry.items()},
                     evaluate_scores(lists, names, first_stage=retrieved is not None),
                     model.instruction(task.metadata),
                 )
             )
     return results
+
+
+def _defined(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,7 +162,7 @@ def _run_tasks(given: dict[str, Any], options: Any) -> int:
     for name in ("data_format", "split", "on_bad_row", "max_bad_rows"):
         if name in given:
             raise ConfigError(f"--{name} goes with --dataset; tasks of mteb know theirs")
-    from rankwright.evaluation import metrics_table, write_text
+    from rankwright.evaluation import metrics_table, write_json
     from rankwright.mteb_tasks import evaluate_tasks, find_tasks
     from rankwright.progress import console, tracked
 
@@ -203,8 +202,7 @@ def _run_tasks(given: dict[str, Any], options: Any) -> int:
             }
             for result in results
         ]
-        text = json.dumps(found, ensure_ascii=False, indent=1)
-        write_text(Path(options.output) / "metrics.json", text + "\n")
+        write_json(Path(options.output) / "metrics.json", found)
         console.print(
             f"written to {options.output}: metrics.json; mteb's own files in results and "
             "predictions"

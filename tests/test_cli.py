@@ -177,7 +177,8 @@ def test_what_is_read_is_not_written_over(
 def test_what_is_set_for_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's own value wins; PyTorch reads it with its first tensor, so in a new process."""
     for given in (None, "0"):
-        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+        monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "")  # or it would be left behind
+        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
         if given is not None:
             monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", given)
         assert cli.main(["train"]) == 2
@@ -189,7 +190,8 @@ def test_what_is_set_for_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
         (None, "5", ("PASSIVE", "5")),
     ):
         for name, value in zip(names, (policy, count), strict=True):
-            monkeypatch.delenv(name, raising=False)
+            monkeypatch.setenv(name, "")
+            monkeypatch.delenv(name)
             if value is not None:
                 monkeypatch.setenv(name, value)
         assert cli.main(["train"]) == 2

@@ -602,6 +602,19 @@ def test_what_would_have_no_effect_is_refused(
             "^--optim adamw_torch_fused cannot be made: .*; look at --optim_args",
         ),
         ({"optim": "lomo"}, "^--optim lomo cannot be made: .* install"),
+        # the schedule's own function, behind the warm-up
+        (
+            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": "x"}},
+            "^--lr_scheduler_type cosine cannot be made: .*; look at --lr_scheduler_kwargs",
+        ),
+        (
+            {
+                "learning_rate": 0.0,
+                "lr_scheduler_type": "cosine_with_min_lr",
+                "lr_scheduler_kwargs": {"min_lr": 1e-6},
+            },
+            "^--lr_scheduler_type cosine_with_min_lr cannot be made: .* zero; look at",
+        ),
         (
             {"lr_scheduler_kwargs": {"min_lr": 0}},
             "^--lr_scheduler_type linear cannot be made: .* 'min_lr'; look at --lr_scheduler_kw",
@@ -798,6 +811,8 @@ def test_other_ways_to_the_same_weights(
     graphs = counters["unique_graphs"]
     found = few_steps(tmp_path, name, "other", warmup_steps=0, **given, **other)
     assert difference(plain, found) < 1e-6
+    base = weights(tmp_path / f"base-{name}")
+    assert max(float((plain.weights[k] - base[k]).abs().max()) for k in base) > 1e-4
     assert found.checkpointed == {"gradient_checkpointing" in other}
     assert plain.checkpointed == {False}
     if "share_prefix" in other:

@@ -1061,6 +1061,9 @@ _RANGES: dict[str, tuple[float, float]] = {
 def _check_numbers(training: Mapping[str, Any]) -> None:
     """Refuse numbers that training would only fail of later."""
     for name, value in training.items():
+        # without a limit, a norm is logged and nothing is cut
+        if name == "max_grad_norm" and value == math.inf:
+            continue
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"--{name} {value} is not finite; give a number")
         least, below = _RANGES.get(name, (-math.inf, math.inf))

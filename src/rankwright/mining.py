@@ -49,7 +49,7 @@ from rankwright.data.cache import META, arrow_file, cached, digest
 from rankwright.data.readers import BadRows, file_stamp
 from rankwright.data.store import load_store
 from rankwright.errors import ConfigError, DataError
-from rankwright.files import read_marker, replacing, write_marker
+from rankwright.files import expanded, read_marker, replacing, write_marker
 from rankwright.progress import console, tracked
 from rankwright.retrieval import BM25, Analyzer, Dense, Floats, Ints
 from rankwright.types import Example
@@ -1192,9 +1192,10 @@ def mine(arguments: MiningArguments | None = None, /, **given: Any) -> MiningRes
         arguments = MiningArguments(**plain)
     check_mining_arguments(arguments)
     output = Path(arguments.output)
+    # what lies in a folder that is read may be the result of the run before
     sources = [*arguments.queries, *([arguments.corpus] if arguments.corpus else [])]
-    files = readers.source_files(sources, use_hf=arguments.use_hf) if output.exists() else None
-    check_output_file("output", arguments.output, files or ())
+    files = [expanded(part) for name in sources for part in (name, name.rpartition("#")[0]) if part]
+    check_output_file("output", arguments.output, files)
     work = Path(arguments.work_dir or f"{output}.part")
     report_file = output.with_name(f"{output.stem}.report.json")
     try:

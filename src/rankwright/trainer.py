@@ -1609,8 +1609,16 @@ def _training_arguments(
     return args
 
 
-# optimizers that are made from the model's modules
-_OF_MODULES = ("galore", "apollo", "lomo")
+# what optimizers and schedules say of arguments, and of libraries that are missing
+_REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def _try_out_optimizer(args: TrainingArguments) -> None:
@@ -1618,24 +1626,26 @@ def _try_out_optimizer(args: TrainingArguments) -> None:
 
     A run to be replaced is still there then.
     """
-    optimizer: Any = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer: Any = torch.optim.SGD([weight], lr=args.learning_rate)
     with _refusals(f"--optim {args.optim.value}", "optim_args", args):
         try:
             kind, options = transformers.Trainer.get_optimizer_cls_and_kwargs(args)
-        except ValueError:
+        except ValueError as error:
             # of some no more can be said without the model than that their library is there
-            if not any(word in args.optim for word in _OF_MODULES):
+            if "need to pass a" not in str(error):
                 raise
             kind, options = None, {}
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer):
-            optimizer = kind([torch.nn.Parameter(torch.zeros(1))], **options)
+            optimizer = kind([weight], **options)
     schedule = args.lr_scheduler_type
     with _refusals(f"--lr_scheduler_type {schedule.value}", "lr_scheduler_kwargs", args):
         transformers.get_scheduler(
             schedule,
             optimizer,
-            num_warmup_steps=args.get_warmup_steps(1),
-            num_training_steps=1,
+            # behind the warm-up, where what it was given is used
+            num_warmup_steps=0,
+            num_training_steps=2,
             scheduler_specific_kwargs=args.lr_scheduler_kwargs,
         )
 
@@ -1645,7 +1655,7 @@ def _refusals(what: str, options: str, args: TrainingArguments) -> Iterator[None
     """Say in one line which argument is to blame for what cannot be made."""
     try:
         yield
-    except (ValueError, TypeError, ImportError, AssertionError, NotImplementedError) as error:
+    except _REFUSALS as error:
         line = " ".join(str(error).split())
         value = getattr(args, options)
         more = f"; look at --{options} {value}" if value else ""

@@ -289,6 +289,18 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
         checkpoint.write_calibration(link, {"method": "platt"})
 
 
+def test_the_folder_one_stands_in_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replaced by its name, it would leave the process and its shell in one that is deleted."""
+    reranker = Reranker.load(tiny.save_base(tmp_path / "base", "bert"))
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    for name in (".", "..", str(tmp_path / "here")):
+        with pytest.raises(CheckpointError, match="is the folder this runs in, or above it; name"):
+            reranker.save(name)
+    reranker.save("model")
+    assert Path.cwd() == tmp_path / "here" / "below"
+
+
 def test_saving_deletes_no_work(tmp_path: Path) -> None:
     """A folder of something else, or of a training run, is refused and left as it was."""
     reranker = Reranker.load(tiny.save_base(tmp_path / "base", "bert"))

@@ -585,6 +585,9 @@ def new_folder(target: Path) -> Iterator[Path]:
     named, target = target, Path(os.path.realpath(target))  # a link to a larger disk stays one
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{named} is a file; name a folder")
+    if Path.cwd().is_relative_to(target):
+        # it would be replaced, and nobody stand anywhere any more
+        raise CheckpointError(f"{named} is the folder this runs in, or above it; name another")
     held = [path.name for path in target.iterdir()] if target.is_dir() else []
     run = any(name.startswith("checkpoint-") for name in held) or "adapter" in held
     if held and (SPEC_FILE not in held or run):

@@ -56,7 +56,20 @@ from transformers import BertConfig, BertForSequenceClassification
 from rankwright import Reranker
 
 KEY = "a key for this soak"
-LIMITS = {"max_documents": 64, "max_bytes": 2**19, "max_tokens": 12_000, "max_queue": 24}
+SEND_BUFFERS = Path("/proc/sys/net/ipv4/tcp_wmem")
+
+
+def _unsendable() -> int:
+    """Bytes of which a socket keeps some if nobody reads: its largest buffer and more."""
+    try:
+        largest = int(SEND_BUFFERS.read_text(encoding="ascii").split()[-1])
+    except OSError:
+        largest = 2**22
+    return largest + 2**20
+
+
+LARGE = _unsendable()
+LIMITS = {"max_documents": 64, "max_bytes": LARGE + 2**16, "max_tokens": 12_000, "max_queue": 24}
 TIMEOUT = 10.0
 # an answer or an end must have come by then: the server's time limit and some
 PATIENCE = 45.0
@@ -277,8 +290,9 @@ class Soak:
 
     def large(self) -> bytes:
         """A good request whose answer is more than the sockets between them hold."""
-        texts = [WORDS[0] * 1000] * 60
-        body = json.dumps({"query": "a", "documents": texts, "return_documents": True}).encode()
+        document = {"text": WORDS[0], "note": "x" * LARGE}
+        request = {"query": "a", "documents": [document], "return_documents": True}
+        body = json.dumps(request).encode()
         return self.head("/v1/rerank", len(body)) + body
 
     async def answer_head(self, reader: asyncio.StreamReader) -> tuple[str, int]:

@@ -96,6 +96,7 @@ class Tally:
     asked: Counter[str] = field(default_factory=Counter)
     answered: Counter[str] = field(default_factory=Counter)
     told_to_wait: int = 0
+    told_to_leave: int = 0
     statuses: dict[str, Counter[str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     latencies: list[tuple[float, float]] = field(default_factory=list)
@@ -243,7 +244,9 @@ class Soak:
                 break
             self.tally.told_to_wait += 1
             await asyncio.sleep(float(answer.headers["retry-after"]) * self.draw.uniform(0.2, 1))
-        if answer.status_code != 200:
+        if stopping and answer.status_code == 503:
+            self.tally.told_to_leave += 1
+        elif answer.status_code != 200:
             self.tally.problem(f"{kind}: lost, {answer.status_code} {answer.text[:200]}")
         elif fault := request.fault(answer.json()):
             self.tally.problem(f"{kind}: wrong, {fault}")
@@ -538,6 +541,14 @@ class Soak:
         assert found is not None
         return float(found[1])
 
+    def judge_leaving(self, waiting: int, inside: float) -> None:
+        """Those that had not reached the server when it was told to stop may be sent away."""
+        if self.tally.told_to_leave > waiting - inside:
+            self.tally.problem(
+                f"{self.tally.told_to_leave} of {waiting} were sent away, of which {inside:.0f} "
+                f"were in flight when the server was told to stop"
+            )
+
     async def stop(self, process: subprocess.Popen[bytes]) -> int:
         """SIGTERM with requests in flight; the exit code."""
         count = LIMITS["max_queue"] - 4
@@ -548,10 +559,11 @@ class Soak:
                 )
                 for _ in range(count)
             ]
-            while not all(task.done() for task in tasks):
-                if await self.in_flight() >= count / 2:
+            while (done := sum(task.done() for task in tasks)) < count:
+                if (inside := await self.in_flight()) >= count / 2:
                     process.send_signal(signal.SIGTERM)
                     await asyncio.gather(*tasks)
+                    self.judge_leaving(count - done, inside)
                     return await asyncio.to_thread(process.wait, 60)
         self.tally.problem("the server was too fast to be stopped with requests in flight")
         process.send_signal(signal.SIGTERM)
@@ -617,7 +629,7 @@ def report(tally: Tally, options: argparse.Namespace) -> dict[str, Any]:
     asked, answered = sum(tally.asked.values()), sum(tally.answered.values())
     print(
         f"\n{asked} good requests, {answered} answered right; {tally.told_to_wait} times one was "
-        "told to come back, and did"
+        f"told to come back, and did; {tally.told_to_leave} came when the server was stopping"
     )
     for form in Good.FORMS:
         print(f"  {form:<12}{tally.asked[form]:>8}{tally.answered[form]:>8}")
@@ -650,6 +662,7 @@ def report(tally: Tally, options: argparse.Namespace) -> dict[str, Any]:
         "asked": tally.asked,
         "answered": tally.answered,
         "told_to_wait": tally.told_to_wait,
+        "told_to_leave": tally.told_to_leave,
         "statuses": tally.statuses,
         "requests_p50_p99_most_ms_by_quarter": quarters,
         "growth_mib_an_hour": slope,

@@ -98,6 +98,17 @@ def test_growth_is_that_of_the_last_two_thirds(serve: ModuleType) -> None:
     assert serve.growth(rest[:1]) == 0
 
 
+def test_a_request_in_flight_that_is_sent_away_is_seen(serve: ModuleType) -> None:
+    """20 waited and 15 of them were inside: 5 may be told that the server stops, the sixth not."""
+    soak = serve.Soak(1, [], 0)
+    soak.tally.told_to_leave = 5
+    soak.judge_leaving(20, 15.0)
+    assert soak.tally.problems == []
+    soak.tally.told_to_leave = 6
+    soak.judge_leaving(20, 15.0)
+    assert len(soak.tally.problems) == 1
+
+
 def final(folder: Path, **changes: Any) -> Path:
     """A final folder as ``differences`` reads it."""
     folder.mkdir()

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rankwright.errors import ConfigError
-from rankwright.models import attention, linear_cpu
+from rankwright.models import attention, linear_cpu, rotary_cpu
 from rankwright.models.families import FAMILIES
 from rankwright.types import PackedBatch
 
@@ -88,6 +88,7 @@ class RerankerModel(nn.Module):
         self.packed = packed and known
         if self.packed:
             self.hf.set_attn_implementation(attention.NAME)
+            rotary_cpu.use(self.hf)
         if kind == "classification" and self.packed:
             # half-precision heads collapse scores into few values; a head is small, so it stays in
             # float32

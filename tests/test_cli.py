@@ -156,7 +156,11 @@ def test_lines_that_grow_need_a_file(
 
 
 def test_what_is_read_is_not_written_over(
-    model: str, rows: str, ranking: dict[str, str], capsys: pytest.CaptureFixture[str]
+    model: str,
+    rows: str,
+    ranking: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("bm25s", reason="extra mine")
     files = {**ranking, "dataset": rows, "queries": rows}
@@ -171,6 +175,21 @@ def test_what_is_read_is_not_written_over(
         path = files[read]
         line = mistake(capsys, *words, f"--{read}", path, f"--{written}", path)
         assert line == f"--{written} {path} is a file that is read; name another file"
+        # what is written beside the output has a name made of its own
+        beside = ["x.refused.jsonl"] if read in ("input", "dataset", "queries") else []
+        for name in [*beside, *(["x.report.json"] if read == "queries" else [])]:
+            taken, output = tmp_path / name, str(tmp_path / "x.jsonl")
+            taken.write_text(before[path])
+            line = mistake(capsys, *words, f"--{read}", str(taken), f"--{written}", output)
+            assert line == (
+                f"--{written} {output}: {taken}, which is written beside it, is a file that is "
+                "read; name another file"
+            )
+            assert taken.read_text() == before[path]
+    # beside a pipe the other names count as they do without one
+    os.mkfifo(tmp_path / "pipe")
+    line = mistake(capsys, *rank, "--dataset", str(tmp_path / "pipe"), rows, "--write_scores", rows)
+    assert line == f"--write_scores {rows} is a file that is read; name another file"
     assert {path: Path(path).read_text() for path in files.values()} == before
 
 

@@ -16,7 +16,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -753,7 +753,12 @@ def check_read_by_all(names: Sequence[str], environ: Mapping[str, str] | None = 
 
 
 def check_output_file(
-    flag: str, output: str, files: Iterable[Path], *, piece_by_piece: bool = False
+    flag: str,
+    output: str,
+    files: Sequence[Path],
+    *,
+    beside: Sequence[Path] = (),
+    piece_by_piece: bool = False,
 ) -> None:
     """Refuse a file of results that is a folder, or that would replace what is read.
 
@@ -761,6 +766,7 @@ def check_output_file(
         flag: the argument's name.
         output: its value.
         files: what is read.
+        beside: what else is written, under names made of its own.
         piece_by_piece: it grows beside its place, from where a run that was stopped goes on, so it
             can be no pipe and no device.
 
@@ -771,10 +777,10 @@ def check_output_file(
     if path.is_dir() or (piece_by_piece and path.exists() and not path.is_file()):
         kind = "a folder" if path.is_dir() else "no file"
         raise ConfigError(f"--{flag} {output!r} is {kind}; name a file")
-    if path.exists():
-        for file in files:
-            if file.exists() and file.samefile(path):
-                raise ConfigError(f"--{flag} {output} is a file that is read; name another file")
+    for written in (path, *beside):
+        if written.exists() and any(f.exists() and f.samefile(written) for f in files):
+            what = "" if written is path else f": {written}, which is written beside it,"
+            raise ConfigError(f"--{flag} {output}{what} is a file that is read; name another file")
 
 
 def load_options(model: ModelArguments) -> dict[str, Any]:

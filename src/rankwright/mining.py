@@ -49,7 +49,7 @@ from rankwright.data.cache import META, arrow_file, cached, digest
 from rankwright.data.readers import BadRows, file_stamp
 from rankwright.data.store import load_store
 from rankwright.errors import ConfigError, DataError
-from rankwright.files import expanded, read_marker, replacing, write_marker
+from rankwright.files import read_marker, replacing, write_marker
 from rankwright.progress import console, tracked
 from rankwright.retrieval import BM25, Analyzer, Dense, Floats, Ints
 from rankwright.types import Example
@@ -596,8 +596,8 @@ class _Run:
             key = digest([self.code, self.queries_key])
             documents = _documents_of(self.examples)
         else:
-            files = readers.source_files([source], use_hf=given.use_hf)
-            if files is None:
+            files, complete = readers.source_files([source], use_hf=given.use_hf)
+            if not complete:
                 raise ConfigError(
                     f"--corpus {source} is neither a file nor a folder; save it to a file"
                 )
@@ -1192,12 +1192,15 @@ def mine(arguments: MiningArguments | None = None, /, **given: Any) -> MiningRes
         arguments = MiningArguments(**plain)
     check_mining_arguments(arguments)
     output = Path(arguments.output)
-    # what lies in a folder that is read may be the result of the run before
-    sources = [*arguments.queries, *([arguments.corpus] if arguments.corpus else [])]
-    files = [expanded(part) for name in sources for part in (name, name.rpartition("#")[0]) if part]
-    check_output_file("output", arguments.output, files)
-    work = Path(arguments.work_dir or f"{output}.part")
     report_file = output.with_name(f"{output.stem}.report.json")
+    # what lies in a folder that is read may be the result of the run before
+    files = readers.named_paths(arguments.queries)
+    if arguments.corpus:
+        files += readers.named_paths([arguments.corpus])
+    check_output_file(
+        "output", arguments.output, files, beside=[report_file, readers.refused_file(output)]
+    )
+    work = Path(arguments.work_dir or f"{output}.part")
     try:
         work.mkdir(parents=True, exist_ok=True)
         run = _Run(arguments, work)

@@ -118,8 +118,16 @@ def run(words: list[str]) -> int:
         )
     check_read_by_all([] if options.input is None else [options.input])
     if options.output is not None:
-        source = Path(options.documents if one else options.input)
-        check_output_file("output", options.output, [source], piece_by_piece=not one)
+        from rankwright.data.readers import refused_file
+
+        source, output = Path(options.documents if one else options.input), Path(options.output)
+        check_output_file(
+            "output",
+            options.output,
+            [source],
+            beside=[] if one else [refused_file(output)],
+            piece_by_piece=not one,
+        )
     documents = _read_documents(Path(options.documents)) if one else None
     from rankwright.shares import several
 
@@ -161,7 +169,7 @@ def _write_scores(given: dict[str, Any], options: Any, *, others: bool) -> int:
             "--calibrated, --threshold and --top_k"
         )
     from rankwright.arguments import DataArguments, cache_folder
-    from rankwright.data.readers import source_files
+    from rankwright.data.readers import refused_file, source_files
     from rankwright.data.store import ExampleStore, load_store
     from rankwright.progress import console, tracked
     from rankwright.shares import several
@@ -169,8 +177,14 @@ def _write_scores(given: dict[str, Any], options: Any, *, others: bool) -> int:
 
     check_read_by_all(options.dataset)
     path, model = Path(options.write_scores), model_arguments(given)
-    read_files = source_files(options.dataset, use_hf=model.use_hf) or ()
-    check_output_file("write_scores", options.write_scores, read_files, piece_by_piece=True)
+    read_files, _ = source_files(options.dataset, use_hf=model.use_hf)
+    check_output_file(
+        "write_scores",
+        options.write_scores,
+        read_files,
+        beside=[refused_file(path)],
+        piece_by_piece=True,
+    )
     read = own(RowArguments, given)
     bad_rows = bad_rows_policy(given)
     data = load_store(

@@ -2262,9 +2262,14 @@ def iter_datasets(
         yield spec.take, examples(spec, path, subset, text)
 
 
+def named_paths(dataset: str | Path | Sequence[str | Path]) -> list[Path]:
+    """What the names of ``load_examples`` are on this machine, whether it is there or not."""
+    return [expanded(spec.name) for spec in _specs(dataset)]
+
+
 def source_files(
     dataset: str | Path | Sequence[str | Path], *, use_hf: bool = True, revision: str | None = None
-) -> list[Path] | None:
+) -> tuple[list[Path], bool]:
     """The files that ``load_examples`` may read.
 
     Args:
@@ -2273,9 +2278,10 @@ def source_files(
         revision: see there.
 
     Returns:
-        Them, or None where one of the names is no file or folder, such as a pipe.
+        Them, and whether they are all that it reads: a name may also be that of a pipe.
     """
     files: list[Path] = []
+    complete = True
     for spec in _specs(dataset):
         path, _ = _locate(spec.name, use_hf, revision)
         if path.is_dir():
@@ -2284,8 +2290,8 @@ def source_files(
         elif path.is_file():
             files.append(path)
         else:
-            return None
-    return files
+            complete = False
+    return files, complete
 
 
 def _read_source(

@@ -311,8 +311,8 @@ def load_store(
             **options,
         )
 
-    files = source_files(dataset, use_hf=use_hf, revision=revision)
-    if cache is None or files is None:
+    files, complete = source_files(dataset, use_hf=use_hf, revision=revision)
+    if cache is None or not complete:
         return in_memory()
     names = [str(name) for name in ([dataset] if isinstance(dataset, str | Path) else dataset)]
     key = {

@@ -776,6 +776,21 @@ def same(options: argparse.Namespace, case: Case, what: str, values: dict[str, f
         raise SpeedError(f"{case.name}: the {what} differs ({shown}); nothing is measured")
 
 
+def same_work(case: Case, tokens: int, outcomes: dict[str, Outcome]) -> None:
+    """Look whether every system computed all tokens of all pairs in each round.
+
+    Raises:
+        SpeedError: one did not.
+    """
+    for system, outcome in outcomes.items():
+        for event in outcome.rounds:
+            if system != MATMUL and event["real_tokens"] != tokens:
+                raise SpeedError(
+                    f"{case.name}: {system} computed {event['real_tokens']} tokens of a round's "
+                    f"{tokens}; nothing can be compared"
+                )
+
+
 def _documents(rows: str) -> list[str]:
     with Path(rows).open(encoding="utf-8") as lines:
         row = json.loads(lines.readline())
@@ -802,6 +817,7 @@ def run_case(options: argparse.Namespace, case: Case, folders: dict[str, str]) -
     ratios: dict[str, list[float]] = {}
     for turn in turns:
         outcomes = interleave(options, case, job, [*turn, MATMUL])
+        same_work(case, work.tokens, outcomes)
         ours = outcomes.get(OURS, found.get(OURS))
         for system, outcome in outcomes.items():
             if ours is not None:

@@ -56,6 +56,16 @@ def test_rows_are_the_same_for_every_reader(speed: ModuleType) -> None:
         assert [m[0]["content"] for m in message["negative_messages"]] == row["negative"]
 
 
+def test_a_system_that_computes_less_is_seen(speed: ModuleType) -> None:
+    case = speed.Case("modernbert-small", "listwise", "log-normal", 2, 8)
+    whole = speed.Outcome("a", rounds=[{"real_tokens": 70}, {"real_tokens": 70}])
+    product = speed.Outcome(speed.MATMUL, rounds=[{"seconds": 1.0}])
+    speed.same_work(case, 70, {"a": whole, speed.MATMUL: product})
+    less = speed.Outcome("b", rounds=[{"real_tokens": 70}, {"real_tokens": 69}])
+    with pytest.raises(speed.SpeedError, match="b computed 69 tokens of a round's 70"):
+        speed.same_work(case, 70, {"a": whole, "b": less})
+
+
 def test_fixed_lengths(speed: ModuleType) -> None:
     (row,) = speed.synthetic_rows(1, 2, tokens=7)
     assert [len(text.split()) for text in row["positive"] + row["negative"]] == [7, 7]

@@ -6,8 +6,10 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -22,7 +24,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 import rankwright
-from rankwright import cli, shares, trainer
+from rankwright import cli, run_folder, shares, trainer
 from rankwright.errors import ConfigError
 from rankwright.losses import LOSSES
 from rankwright.teacher import scored_row
@@ -510,3 +512,38 @@ def test_accelerate_launch(tmp_path: Path, cases: dict[str, dict[str, Any]], eng
     assert errors.count("saved to") == 1
     assert_same_weights(shared, alone)
     assert files(shared) == files(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["agent", "all"])
+def test_a_launcher_is_told_to_stop(
+    tmp_path: Path, cases: dict[str, dict[str, Any]], to: str
+) -> None:
+    """torchrun passes SIGTERM on; Slurm and a terminal send it to its processes as well."""
+    case = {**cases["classification"], "max_steps": 400, "save_steps": 1000, "logging_steps": 1}
+    recipe, output, log = (tmp_path / name for name in ("recipe.yaml", "out", "log"))
+    recipe.write_text(json.dumps(case))
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    words += ["--master_port", str(ranks.free_port()), "-m", "rankwright", "train", str(recipe)]
+    words += ["--output_dir", str(output), "--per_device_train_batch_size", "2"]
+    with log.open("w") as file:
+        agent = subprocess.Popen(
+            words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=file, stderr=file
+        )
+        try:
+            for _ in range(1200):
+                if "step 3/" in log.read_text() or agent.poll() is not None:
+                    break
+                time.sleep(0.1)
+            children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+            assert len(children) == 2, log.read_text()
+            for number in [*map(int, children), agent.pid] if to == "all" else [agent.pid]:
+                os.kill(number, signal.SIGTERM)
+            agent.wait(60)
+        finally:
+            agent.kill()
+    (checkpoint,) = output.glob("checkpoint-*")
+    assert run_folder.damage(checkpoint) is None
+    step = int(checkpoint.name.rsplit("-", 1)[1])
+    assert 3 <= step < 400
+    assert f"stopped at step {step} of 400; the same command with --resume" in log.read_text()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainerCallback
 
 from rankwright import guards, run_folder
 from rankwright import trainer as trainer_module
@@ -276,6 +277,41 @@ def test_a_step_asks_the_device_for_nothing(
         counts.append(modes[-1].count)
     assert len(reads) == 6 + 12
     assert counts[0] == counts[1] > 0
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]
+    """CUDA's own watch for synchronising calls, from the end of one step to that of another."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first, self.last, self.ends = first, last, 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        watched = self.first <= state.global_step < self.last
+        self.ends += watched
+        torch.cuda.set_sync_debug_mode("error" if watched else "default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_trainer_s_step_never_waits_for_the_device(tmp_path: Path, accumulation: int) -> None:
+    """Also between the steps: the counts of a step's terms, clipping, the optimizer, the guard."""
+    run = arguments(
+        tmp_path,
+        use_cpu=False,
+        bf16=True,
+        max_steps=8,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=accumulation,
+        logging_steps=100,
+        save_strategy="no",
+    )
+    watch = _Watch(3, 7)
+    try:
+        train_on(run, ROWS, [], callbacks=[watch])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert watch.ends == 4
 
 
 def test_the_overflows_of_a_loss_scaler() -> None:

@@ -13,8 +13,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -389,6 +391,21 @@ def test_one_process_has_a_nan(two: tuple[Path, dict[str, list[str]]]) -> None:
     assert_same_weights(folder / "spoiled-1", folder / "skip", 1e-6)
     assert ends["validation"][0] == ends["validation"][1]
     assert "got a score that is not a finite number" in ends["validation"][0]
+
+
+def test_the_echo_of_a_signal_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher passes on what its processes got themselves; later it is asked for once more."""
+    clock = [100.0]
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    stop = threading.Event()
+    with trainer_module._signals(stop):
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+            assert stop.is_set()
+            clock[0] += 1.4
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def progress(processes: int, batch: int, accumulation: int, **given: Any) -> Progress:

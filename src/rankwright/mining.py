@@ -1192,7 +1192,7 @@ def mine(arguments: MiningArguments | None = None, /, **given: Any) -> MiningRes
         arguments = MiningArguments(**plain)
     check_mining_arguments(arguments)
     output = Path(arguments.output)
-    report_file = output.with_name(f"{output.stem}.report.json")
+    report_file = output.parent / f"{output.stem}.report.json"
     # what lies in a folder that is read may be the result of the run before
     files = readers.named_paths(arguments.queries)
     if arguments.corpus:

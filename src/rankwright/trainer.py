@@ -65,6 +65,7 @@ from rankwright.evaluation import (
 from rankwright.guards import Guard, collapse
 from rankwright.metrics import parse_metric, parse_metrics
 from rankwright.models import checkpoint
+from rankwright.models.attention import to_device
 from rankwright.models.card import base_name, hub_id, write_card
 from rankwright.models.checkpoint import Loaded, LoadOptions
 from rankwright.models.lora import add_adapters
@@ -91,6 +92,9 @@ IntArray = npt.NDArray[np.int64]
 # add up. On a GPU that is counted, not measured: adding up moves 12 bytes a parameter, some percent
 # of the time that 16,384 tokens take.
 SLICE_TOKENS = {"cpu": 4096, "cuda": 16384}
+# a signal within so many seconds of the first is its echo: launchers pass on what a terminal, or
+# Slurm, has sent to their processes as well
+SIGNAL_ECHO = 3.0
 # validation lists whose loss is computed at a time; losses compare the documents of a list in pairs
 LISTS = 64
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
@@ -457,7 +461,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         counts = [self._sums(b.labels_P.new_zeros(b.num_pairs), b).counts_N for b in batch_samples]
         if not counts:
             return None
-        counts_N = torch.stack(counts).sum(0).to(device)
+        counts_N = to_device(torch.stack(counts).sum(0), device)
         if self.sharded:
             self._agree_on_calls(batch_samples, device)
         if self.args.world_size > 1:
@@ -1897,16 +1901,24 @@ def _plan(
 
 @contextmanager
 def _signals(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask for a stop at the next step; a second one ends at once."""
+    """Ctrl-C and SIGTERM ask for a stop at the next step; another one, later, ends at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    asked: float | None = None
 
     def handle(number: int, frame: Any) -> None:
-        if stop.is_set():
+        nonlocal asked
+        now = time.monotonic()
+        if asked is not None and now - asked > SIGNAL_ECHO:
             raise KeyboardInterrupt
-        stop.set()
-        console.print("stopping after this step and saving a checkpoint; once more to end at once")
+        if asked is None:
+            asked = now
+            stop.set()
+            console.print(
+                "stopping after this step and saving a checkpoint; once more, after "
+                f"{SIGNAL_ECHO:g} seconds, to end at once"
+            )
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

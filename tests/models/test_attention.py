@@ -36,11 +36,13 @@ CASES = [
 ]
 
 
-def tensors(dtype: torch.dtype = torch.float64, device: str = "cpu") -> tuple[Tensor, ...]:
-    """Query with 4 heads of 8, key and value with 2: grouped queries."""
+def tensors(
+    dtype: torch.dtype = torch.float64, device: str = "cpu", size: int = 8
+) -> tuple[Tensor, ...]:
+    """Query with 4 heads, key and value with 2: grouped queries."""
     torch.manual_seed(0)
     total = sum(LENGTHS)
-    shapes = [(1, 4, total, 8), (1, 2, total, 8), (1, 2, total, 8)]
+    shapes = [(1, 4, total, size), (1, 2, total, size), (1, 2, total, size)]
     return tuple(
         torch.randn(s, dtype=torch.float64).to(device, dtype).requires_grad_() for s in shapes
     )
@@ -248,7 +250,8 @@ def test_flex_itself(causal: bool, window: int | None, parents: tuple[int, ...])
 @pytest.mark.parametrize(("causal", "window", "parents"), CASES)
 def test_on_the_gpu(name: str, causal: bool, window: int | None, parents: tuple[int, ...]) -> None:
     """The real kernels in bfloat16, within its rounding of float64."""
-    inputs = tensors(torch.bfloat16, "cuda")
+    # FlexAttention takes none below 16
+    inputs = tensors(torch.bfloat16, "cuda", 64)
     reason = BACKENDS[name].refusal(inputs[0], 0.0)
     if reason is not None:
         pytest.skip(reason)
@@ -381,6 +384,18 @@ def test_under_autocast_the_back_end_sees_half_precision(
     with torch.autocast("cpu", torch.bfloat16):
         model(collate(groups()))
     assert seen == {torch.bfloat16}
+
+
+def test_flex_takes_no_small_heads() -> None:
+    """Its compiled kernel multiplies blocks of 16."""
+
+    def query(size: int) -> Any:
+        return SimpleNamespace(device=torch.device("cuda"), shape=(1, 4, 9, size))
+
+    assert BACKENDS["flex"].refusal(query(8), 0.0) == (
+        "it takes heads of 16 or more, the model's are 8"
+    )
+    assert BACKENDS["flex"].refusal(query(16), 0.0) is None
 
 
 def test_dropout_on_weights_is_refused_where_a_kernel_has_none() -> None:

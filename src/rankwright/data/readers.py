@@ -210,7 +210,7 @@ class BadRows:
 
 def refused_file(output: Path) -> Path:
     """Where the rows that were refused while a file was made are written: beside it."""
-    return output.with_name(f"{output.stem}{REFUSED}")
+    return output.parent / f"{output.stem}{REFUSED}"
 
 
 def _as_text(raw: Any) -> str:

@@ -141,10 +141,11 @@ class Packing:
         return create_block_mask(sees, None, None, total, total, device=device, _compile=compiled)
 
 
-def to_device(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    """Copy numbers to a device without waiting for it."""
-    tensor = torch.from_numpy(values)
-    if device.type == "cuda":  # copies from page-locked memory do not wait for the device
+def to_device(values: np.ndarray[Any, Any] | Tensor, device: torch.device) -> Tensor:
+    """Copy numbers of the host to a device without waiting for it."""
+    tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
+    # copies from page-locked memory do not wait for the device
+    if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
@@ -408,6 +409,8 @@ def _no_flash_3(query: Tensor, dropout: float) -> str | None:
 def _no_flex(query: Tensor, dropout: float) -> str | None:
     if dropout:
         return "it has no dropout on attention weights (give --dropout 0)"
+    if query.device.type == "cuda" and query.shape[-1] < 16:
+        return f"it takes heads of 16 or more, the model's are {query.shape[-1]}"
     return _needs_cuda(query)
 
 

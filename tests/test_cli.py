@@ -193,6 +193,20 @@ def test_what_is_read_is_not_written_over(
     assert {path: Path(path).read_text() for path in files.values()} == before
 
 
+@pytest.mark.parametrize("command", [c for c in cli.COMMANDS if c not in cli.SHARED])
+def test_what_is_not_shared_runs_in_one_process(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "4"), ("MASTER_ADDR", "127.0.0.1")):
+        monkeypatch.setenv(name, value)
+    told = "runs in one process, and 4 were started (WORLD_SIZE)"
+    assert mistake(capsys, command).startswith(f"{command} {told}")
+    assert cli.main([command, "--help"]) == 0
+    capsys.readouterr()
+    tasks = mistake(capsys, "evaluate", "--model", "m", "--mteb_tasks", "SciDocsRR")
+    assert tasks.startswith(f"evaluate --mteb_tasks {told}")
+
+
 def test_what_is_set_for_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     """A user's own value wins; PyTorch reads it with its first tensor, so in a new process."""
     for given in (None, "0"):

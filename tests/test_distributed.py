@@ -236,6 +236,7 @@ def many(
         commands = [
             [*words, "--input", rows, "--output", str(folder / "ranked.jsonl")],
             [*words, "--dataset", rows, "--write_scores", str(folder / "scored.jsonl")],
+            ["evaluate", *words[1:], "--dataset", rows, "--output", str(folder / "evaluated")],
         ]
         ranks.train_cases(folder / "cases.json", given, world, commands)
         return folder
@@ -326,6 +327,26 @@ def test_rank_is_shared(
     for path in (ranked, scored):
         assert (many(world) / path.name).read_bytes() == path.read_bytes()
         assert len(path.read_bytes().splitlines()) == len(SIZES)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_evaluate_is_shared(
+    tmp_path: Path,
+    cases: dict[str, dict[str, Any]],
+    many: Any,
+    world: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Metrics, run and judgements are one process's to the last byte."""
+    monkeypatch.setattr(shares, "BLOCK", 8)
+    case = cases["classification"]
+    words = ["evaluate", "--model", case["model"], "--dataset", case["dataset"][0]]
+    assert cli.main([*words, "--output", str(tmp_path / "evaluated")]) == 0
+    names = sorted(path.name for path in (tmp_path / "evaluated").iterdir())
+    assert names == ["metrics.json", "qrels.txt", "run.trec"]
+    for name in names:
+        found, expected = (f / "evaluated" / name for f in (many(world), tmp_path))
+        assert found.read_bytes() == expected.read_bytes(), name
 
 
 @pytest.mark.parametrize("case", ["classification", "generative"])

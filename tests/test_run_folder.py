@@ -21,7 +21,7 @@ from rankwright import run_folder, trainer
 from rankwright.arguments import resolve
 from rankwright.errors import CheckpointError, ConfigError
 from rankwright.models import checkpoint
-from rankwright.run_folder import MARKER, damage, last_whole, rotate
+from rankwright.run_folder import MARKER, Progress, damage, last_whole, rotate
 from rankwright.trainer import train_on
 from tests import tiny
 
@@ -352,7 +352,14 @@ def test_refused_rows_alone_are_no_run(tmp_path: Path) -> None:
         run_folder.prepare(output, given)
 
 
-@pytest.mark.parametrize("damaged", ["cut", "lost", "no marker", "broken marker"])
+def flip(path: Path, place: int) -> None:
+    """One bit of a file, as a disk may."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damaged", ["cut", "lost", "no marker", "broken marker", "a bit", "zeros"])
 def test_a_damaged_checkpoint_is_skipped(
     tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -368,6 +375,13 @@ def test_a_damaged_checkpoint_is_skipped(
     elif damaged == "no marker":
         (last / MARKER).unlink()
         reason = f"{MARKER} is missing"
+    elif damaged == "a bit":
+        flip(last / "model.safetensors", -1)
+        reason = "model.safetensors does not hold what was written"
+    elif damaged == "zeros":
+        size = (last / "optimizer.pt").stat().st_size
+        (last / "optimizer.pt").write_bytes(bytes(size))
+        reason = "optimizer.pt does not hold what was written"
     else:
         (last / MARKER).write_text('{"sizes"')
         reason = MARKER
@@ -382,6 +396,54 @@ def test_a_damaged_checkpoint_is_skipped(
         run_folder.prepare(output, named)
     assert train_on(given, ROWS, [], resume_from=start).steps == STEPS
     assert damage(last) is None, "written anew in its place"
+
+
+def test_what_a_checkpoint_had_before_it_had_checksums(tmp_path: Path) -> None:
+    """Their names and sizes are looked at, as before."""
+    (tmp_path / "a").write_bytes(b"ab")
+    run_folder.write_marker(tmp_path, MARKER, {})
+    flip(tmp_path / "a", 0)
+    assert damage(tmp_path, contents=True) is None
+    # CRC-32 of "123456789" is 0xCBF43926, the check value of its definition
+    (tmp_path / "a").write_bytes(b"123456789")
+    run_folder.write_marker(tmp_path, MARKER, {}, checksums=True)
+    assert run_folder.read_marker(tmp_path, MARKER)["crc32"] == {"a": 0xCBF43926}
+    flip(tmp_path / "a", 0)
+    assert damage(tmp_path) is None
+    assert "a does not hold what was written" in str(damage(tmp_path, contents=True))
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file and folder of it is synced behind the last byte written, then it is renamed.
+
+    SIGKILL leaves what the system has in memory, so only a machine that loses its power would show.
+    """
+    events: list[tuple[str, str]] = []
+    fsync, rename = os.fsync, os.rename
+
+    def synced(handle: int) -> None:
+        events.append(("sync", os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    def renamed(source: Any, target: Any) -> None:
+        events.append(("rename", str(target)))
+        rename(source, target)
+
+    work, output = run_folder.staging(tmp_path) / "checkpoint-1", tmp_path
+    (work / "deep").mkdir(parents=True)
+    for name in ("model.safetensors", "deep/part"):
+        (work / name).write_bytes(b"weights")
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    run_folder.finish_checkpoint(output, "checkpoint-1", Progress(1, 1, None, 1, [1, 1]))
+    at = events.index(("rename", str(output / "checkpoint-1")))
+    before = {name for what, name in events[:at] if what == "sync"}
+    names = ("", "/deep", "/deep/part", "/model.safetensors", f"/{MARKER}")
+    assert before >= {f"{work}{name}" for name in names}
+    assert ("sync", str(output)) in events[at:], "nor is the name there without the folder's own"
+    assert damage(output / "checkpoint-1", contents=True) is None
 
 
 def test_nothing_whole(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rankwright import cli, shares
 from rankwright.errors import DataError
 from rankwright.ranking import Reranker
-from rankwright.shares import Processes, blocks, write_lines
+from rankwright.shares import Processes, blocks, score_lists, write_lines
 from rankwright.types import ScoredList
 from tests import tiny
 
@@ -65,6 +66,48 @@ def test_blocks() -> None:
         ["q4"],
     ]
     assert list(blocks([])) == []
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_lists_come_to_the_first(
+    reranker: Reranker, world: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one process has them, bit for bit; each scores its own blocks and no others."""
+    sent: dict[int, list[Any]] = {rank: [] for rank in range(world)}
+    rank = 0
+
+    def gather(own: Any, found: list[Any] | None) -> None:
+        sent[rank].append(own)
+        if found is not None:
+            turn = len(sent[0]) - 1
+            found[:] = [sent[other][turn] for other in range(world)]
+
+    monkeypatch.setattr(torch.distributed, "gather_object", gather)
+    expected = list(score_lists(reranker, ROWS))
+    assert [one.example for one in expected] == ROWS
+    done: list[int] = []
+    for rank in reversed(range(world)):
+        found = list(
+            score_lists(reranker, ROWS, processes=Simulated(rank, world), progress=done.append)
+        )
+        assert found == ([] if rank else expected)
+    assert sum(done) == len(ROWS)
+    parts = list(blocks(ROWS))
+    for rank, turns in sent.items():
+        own = [example for block in parts[rank::world] for example in block]
+        scores = [scores for turn in turns for scores, _ in turn]
+        assert scores == [one.scores for one in expected if one.example in own]
+
+
+def test_other_rows_of_another_process_are_told(
+    reranker: Reranker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gather(own: Any, found: list[Any]) -> None:
+        found[:] = [own, own[:1]]
+
+    monkeypatch.setattr(torch.distributed, "gather_object", gather)
+    with pytest.raises(DataError, match="the processes have read other rows"):
+        list(score_lists(reranker, ROWS, processes=Simulated(0, 2)))
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])

@@ -731,6 +731,19 @@ def process_numbers(environ: Mapping[str, str] | None = None) -> tuple[int, int,
     return int(environ["RANK"]), int(environ["WORLD_SIZE"]), int(environ.get("LOCAL_RANK", 0))
 
 
+def check_alone(command: str) -> None:
+    """Refuse several processes for what none of them would share.
+
+    Raises:
+        ConfigError: a launcher has started several.
+    """
+    if (world := process_numbers()[1]) > 1:
+        raise ConfigError(
+            f"{command} runs in one process, and {world} were started (WORLD_SIZE); start it "
+            "without torchrun or accelerate launch"
+        )
+
+
 def check_read_by_all(names: Sequence[str], environ: Mapping[str, str] | None = None) -> None:
     """Refuse a pipe of rows where several processes would each read a part of it.
 

@@ -96,6 +96,9 @@ COMMANDS: dict[str, Command] = {
     ),
 }
 
+# commands whose work the processes of torchrun and accelerate launch share
+SHARED = ("train", "evaluate", "rank")
+
 USAGE = f"""\
 rankwright - train, evaluate and run text rerankers
 
@@ -132,6 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "-h" in words or "--help" in words:
             _print_help(words[0])
             return 0
+        if words[0] not in SHARED:
+            from rankwright.arguments import check_alone
+
+            check_alone(words[0])
         _quiet()
         code: int = module(words[0]).run(words[1:])
         return code

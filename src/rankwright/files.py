@@ -1,7 +1,8 @@
 """Files and folders that are whole or absent, whatever is killed while they are written.
 
 A folder is filled under another name, synced, given its marker last and renamed into place; the
-marker holds the sizes of the other files, so a folder that lost some is told from a whole one.
+marker holds the sizes of the other files, so a folder that lost some is told from a whole one, and
+their checksums where it is asked for them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -30,19 +32,45 @@ def expanded(name: str | os.PathLike[str]) -> Path:
         return path
 
 
-def write_marker(folder: Path, name: str, values: dict[str, Any]) -> None:
-    """Write a folder's last file: some values, and the sizes of the other files, however deep."""
+def write_marker(
+    folder: Path, name: str, values: dict[str, Any], *, checksums: bool = False
+) -> None:
+    """Write a folder's last file: some values, and the sizes of the other files, however deep.
+
+    Args:
+        folder: the folder.
+        name: of the file.
+        values: what else it holds.
+        checksums: also the CRC-32 of the others, for which all of them are read again.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != name)
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    text = json.dumps({**values, "sizes": sizes})
-    (folder / name).write_text(text, encoding="utf-8")
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    values = {**values, "sizes": {name: path.stat().st_size for name, path in names.items()}}
+    if checksums:
+        values["crc32"] = {name: crc32(path) for name, path in names.items()}
+    (folder / name).write_text(json.dumps(values), encoding="utf-8")
 
 
-def read_marker(folder: Path, name: str) -> dict[str, Any]:
+def crc32(path: Path) -> int:
+    """Checksum of a file: not against forgery, but against what disks do."""
+    total = 0
+    with path.open("rb") as file:
+        while piece := file.read(2**22):
+            total = zlib.crc32(piece, total)
+    return total
+
+
+def read_marker(folder: Path, name: str, *, checksums: bool = False) -> dict[str, Any]:
     """Read the values again.
 
+    Args:
+        folder: the folder.
+        name: of the file.
+        checksums: compare them, where the marker holds some; this reads all files.
+
     Raises:
-        DamagedError: the marker or a file of the folder is missing or has another size.
+        DamagedError: the marker or a file of the folder is missing, or has another size or
+            checksum.
         PermissionError: the folder belongs to somebody else.
     """
     try:
@@ -57,6 +85,13 @@ def read_marker(folder: Path, name: str) -> dict[str, Any]:
     for file, size in values["sizes"].items():
         if found[file] != size:
             raise DamagedError(f"{folder / file} has {found[file]} bytes in place of {size}")
+    for file, expected in values.get("crc32", {}).items() if checksums else ():
+        try:
+            same = crc32(folder / file) == expected
+        except OSError as error:
+            raise DamagedError(f"{folder / file} cannot be read: {error.strerror}") from error
+        if not same:
+            raise DamagedError(f"{folder / file} does not hold what was written (CRC-32)")
     return values
 
 

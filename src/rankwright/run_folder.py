@@ -174,7 +174,7 @@ def finish_checkpoint(output: Path, name: str, progress: Progress) -> Path:
         OSError: the disk is full or cannot be written.
     """
     work = staging(output) / name
-    write_marker(work, MARKER, {"progress": asdict(progress)})
+    write_marker(work, MARKER, {"progress": asdict(progress)}, checksums=True)
     # the name comes after all of it is on the disk, so one sync does
     sync(work)
     publish(work, output / name)
@@ -209,10 +209,15 @@ def finish_files(work: Path, output: Path, last: str) -> None:
     work.rmdir()
 
 
-def damage(folder: Path) -> str | None:
-    """Say what is wrong with a checkpoint; None where it is whole."""
+def damage(folder: Path, *, contents: bool = False) -> str | None:
+    """Say what is wrong with a checkpoint; None where it is whole.
+
+    Args:
+        folder: the checkpoint.
+        contents: whether all of it is read, or only names and sizes.
+    """
     try:
-        read_marker(folder, MARKER)
+        read_marker(folder, MARKER, checksums=contents)
     except (DamagedError, PermissionError) as error:
         return str(error)
     return None
@@ -230,7 +235,7 @@ def prepare(output: Path, arguments: TrainArguments) -> str | None:
                 f"--resume_from_checkpoint {named} holds no {STATE_FILE}; name a checkpoint-N "
                 "folder"
             )
-        if (reason := damage(Path(named))) is not None:
+        if (reason := damage(Path(named), contents=True)) is not None:
             raise CheckpointError(
                 f"--resume_from_checkpoint {named} is not whole ({reason}); name an earlier "
                 "checkpoint, or use --resume, which finds the last whole one"
@@ -274,7 +279,7 @@ def last_whole(output: Path) -> Path:
     """
     found = sorted(checkpoints(output), key=_step, reverse=True)
     for folder in found:
-        reason = damage(folder)
+        reason = damage(folder, contents=True)
         if reason is None:
             return folder
         logger.warning("%s is skipped: it is not whole (%s)", folder, reason)

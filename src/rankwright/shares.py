@@ -1,9 +1,11 @@
-"""Lists that several processes score together, written to one file as a single process would.
+"""Lists that several processes score together, as a single process would.
 
 Queries are dealt out in blocks of about ``BLOCK`` documents, in turn. A block is scored by itself
-whoever does it, so that scores are the same to the last bit on any number of processes. Each writes
-its lines to a hidden file beside the target, behind its last whole block if a run was stopped
-before; the first process puts the lines together.
+whoever does it, so that scores are the same to the last bit on any number of processes.
+
+They come to the first process (``score_lists``), or into a file (``write_lines``): each process
+writes its lines to a hidden file beside the target, behind its last whole block if a run was
+stopped before; the first process puts the lines together.
 """
 
 from __future__ import annotations
@@ -84,6 +86,61 @@ def blocks(examples: Iterable[Example]) -> Iterator[list[Example]]:
             block, documents = [], 0
     if block:
         yield block
+
+
+def score_lists(
+    reranker: Reranker,
+    examples: Iterable[Example],
+    *,
+    processes: Processes | None = None,
+    progress: Progress | None = None,
+) -> Iterator[ScoredList]:
+    """Score every candidate of every example.
+
+    Args:
+        reranker: the model.
+        examples: the queries; all of them for every process.
+        processes: who shares the work, default this process alone.
+        progress: called with the number of queries finished since its last call, by anyone.
+
+    Yields:
+        The lists in the order of the examples, to the first process; nothing to the others.
+
+    Raises:
+        DataError: a score is not finite, see ``Reranker.score_examples``; or another process has
+            read other rows.
+    """
+    processes = processes or Processes()
+    turn: list[list[Example]] = []
+    for block in blocks(examples):
+        turn.append(block)
+        if len(turn) == processes.world:
+            yield from _score_turn(reranker, turn, processes, progress)
+            turn = []
+    if turn:
+        yield from _score_turn(reranker, turn, processes, progress)
+
+
+def _score_turn(
+    reranker: Reranker, turn: list[list[Example]], processes: Processes, progress: Progress | None
+) -> Iterator[ScoredList]:
+    """One block for each process."""
+    if processes.world == 1:
+        yield from reranker.iter_scores(turn[0], progress)
+        return
+    own = turn[processes.rank] if processes.rank < len(turn) else []
+    scored = [(one.scores, one.passages) for one in reranker.iter_scores(own)]
+    found: list[Any] = [None] * processes.world
+    torch.distributed.gather_object(scored, None if processes.rank else found)
+    if processes.rank:
+        return
+    for block, part in zip(turn, found, strict=False):
+        if [len(example.documents) for example in block] != [len(scores) for scores, _ in part]:
+            raise DataError("the processes have read other rows; all must read the same ones")
+        for example, (scores, passages) in zip(block, part, strict=True):
+            yield ScoredList(example, scores, passages)
+        if progress is not None:
+            progress(len(block))
 
 
 def write_lines(

@@ -129,7 +129,7 @@ def load_rows(
         first_stage: where the candidates of a BEIR folder come from.
         output: a file of the command's results, beside which refused rows are written.
     """
-    from rankwright.arguments import DataArguments, cache_folder
+    from rankwright.arguments import DataArguments, cache_folder, process_numbers
     from rankwright.data.readers import JUDGED_ALONE
     from rankwright.data.store import load_store
     from rankwright.progress import console
@@ -147,7 +147,8 @@ def load_rows(
         bad_rows=bad_rows,
     )
     report_dropped(data.report.dropped)
-    report_refused(bad_rows, output)
+    if not process_numbers()[0]:
+        report_refused(bad_rows, output)
     if alone := data.report.noted[JUDGED_ALONE]:
         console.print(f"{alone} x {JUDGED_ALONE}; see rankwright evaluate --first_stage")
     return data.examples
@@ -198,6 +199,13 @@ def report_truncation(counts: dict[str, int], reranker: Any, when: str = "") -> 
             f"{parts} were cut at {reranker.loaded.spec.max_length} tokens{when}; "
             f"raise --max_length to keep more{more}"
         )
+
+
+def report_cuts(reranker: Any, processes: Any) -> None:
+    """Print how much was cut by all processes that share the work."""
+    counts = reranker.truncated
+    totals = processes.totals(list(counts.values()))
+    report_truncation(dict(zip(counts, totals, strict=True)), reranker)
 
 
 def make_folder(output: str) -> None:

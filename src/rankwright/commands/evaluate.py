@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rankwright.arguments import check_alone, check_read_by_all
 from rankwright.commands.common import (
     RowArguments,
     ScoringArguments,
@@ -17,6 +18,7 @@ from rankwright.commands.common import (
     model_arguments,
     own,
     parse,
+    report_cuts,
     report_truncation,
 )
 from rankwright.errors import ConfigError
@@ -89,6 +91,7 @@ def run(words: list[str]) -> int:
     from rankwright.evaluation import Evaluation, TrecFiles
     from rankwright.metrics import parse_metrics
     from rankwright.progress import console, tracked
+    from rankwright.shares import score_lists, several
 
     options.metrics = " ".join(options.metrics).replace(",", " ").split()
     parse_metrics(options.metrics)
@@ -96,29 +99,39 @@ def run(words: list[str]) -> int:
         # before the ranking, which may take hours
         make_folder(options.output)
     if options.mteb_tasks:
+        check_alone("evaluate --mteb_tasks")
         return _run_tasks(given, options)
+    check_read_by_all(options.dataset)
     rows_file = None if options.output is None else Path(options.output) / "rows.jsonl"
     examples = load_rows(options.dataset, given, _first_stage(options), output=rows_file)
-    reranker = load_reranker(given)
     evaluation = Evaluation(options.metrics)
-    with nullcontext() if options.output is None else TrecFiles.into(Path(options.output)) as trec:
-        with tracked("ranking", len(examples)) as advance:
-            for scored in reranker.iter_scores(examples, advance):
-                evaluation.add(scored)
-                if trec is not None:
-                    trec.add(scored)
-        result = evaluation.result()
-        _print(result)
-        report_truncation(reranker.truncated, reranker)
-        if trec is not None:
-            folder = Path(options.output)
-            result.save_json(folder / "metrics.json")
-            written = ["metrics.json", *trec.write()]
-            if "qrels.txt" not in written:
-                console.print(
-                    "no qrels.txt: TREC's judgements are whole numbers, these labels are not"
-                )
-            console.print(f"written to {folder}: {', '.join(written)}")
+    with several() as processes:
+        reranker = load_reranker(given)
+        # the lists come to the first process
+        writes = options.output is not None and not processes.rank
+        with TrecFiles.into(Path(options.output)) if writes else nullcontext() as trec:
+            with tracked("ranking", len(examples)) as advance:
+                for scored in score_lists(
+                    reranker, examples, processes=processes, progress=advance
+                ):
+                    evaluation.add(scored)
+                    if trec is not None:
+                        trec.add(scored)
+            if not processes.rank:
+                result = evaluation.result()
+                _print(result)
+            report_cuts(reranker, processes)
+            if trec is not None:
+                folder = Path(options.output)
+                result.save_json(folder / "metrics.json")
+                written = ["metrics.json", *trec.write()]
+                if "qrels.txt" not in written:
+                    console.print(
+                        "no qrels.txt: TREC's judgements are whole numbers, these labels are not"
+                    )
+                console.print(f"written to {folder}: {', '.join(written)}")
+        # or a launcher ends the first one when another is done
+        processes.wait()
     return 0
 
 

@@ -18,9 +18,9 @@ from rankwright.commands.common import (
     model_arguments,
     own,
     parse,
+    report_cuts,
     report_dropped,
     report_refused,
-    report_truncation,
     writer,
 )
 from rankwright.errors import ConfigError, DataError
@@ -142,16 +142,10 @@ def run(words: list[str]) -> int:
         else:
             _rank_file(reranker, given, options, edge, processes, bad_rows)
         edge.report(processes)
-        _report_cuts(reranker, processes)
+        report_cuts(reranker, processes)
     if documents is None and not process_numbers()[0]:
         report_refused(bad_rows, None if options.output is None else Path(options.output))
     return 0
-
-
-def _report_cuts(reranker: Any, processes: Any) -> None:
-    counts = reranker.truncated
-    totals = processes.totals(list(counts.values()))
-    report_truncation(dict(zip(counts, totals, strict=True)), reranker)
 
 
 def _write_scores(given: dict[str, Any], options: Any, *, others: bool) -> int:
@@ -213,7 +207,7 @@ def _write_scores(given: dict[str, Any], options: Any, *, others: bool) -> int:
             raise ConfigError(
                 f"--write_scores {path} cannot be written: {error.strerror}"
             ) from error
-        _report_cuts(reranker, processes)
+        report_cuts(reranker, processes)
         (done,) = processes.totals([done])
     console.print(f"{rows} rows with teacher_scores written to {path}{_again(done)}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -43,8 +44,10 @@ from rankwright.mining import (
     mine,
     teacher_reason,
 )
+from rankwright.retrieval import load_sentence_transformer
 from rankwright.types import Example
 from tests import tiny
+from tests.test_security import hostile_pickle
 
 
 @pytest.fixture(autouse=True)
@@ -373,6 +376,18 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("static")
     st.SentenceTransformer(modules=[module], device="cpu").save(str(folder))
     return str(folder)
+
+
+def test_pickled_weights_of_a_dense_model_are_refused(dense: str, tmp_path: Path) -> None:
+    folder, marker = tmp_path / "model", tmp_path / "marker"
+    shutil.copytree(dense, folder)
+    load_sentence_transformer(folder)
+    (weights,) = folder.rglob("*.safetensors")
+    weights.unlink()
+    hostile_pickle(weights.with_name("pytorch_model.bin"), marker)
+    with pytest.raises(ConfigError, match="has pickled weights only"):
+        load_sentence_transformer(folder)
+    assert not marker.exists()
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ import rankwright
 from rankwright import cli
 from rankwright.arguments import resolve
 from rankwright.errors import CheckpointError, ConfigError
+from rankwright.files import write_marker
 from rankwright.models import checkpoint
 from rankwright.models.checkpoint import LoadOptions, ModelSpec
 from rankwright.models.memory import outline
@@ -176,11 +177,10 @@ def test_a_pickled_adapter_is_refused(tmp_path: Path) -> None:
 
 
 def mark_again(folder: Path) -> None:
-    """Sizes of a checkpoint's files as whoever changed it would write them."""
+    """Sizes and checksums of a checkpoint's files as whoever changed it would write them."""
     values = json.loads((folder / MARKER).read_text())
-    for name in values["sizes"]:
-        values["sizes"][name] = (folder / name).stat().st_size
-    (folder / MARKER).write_text(json.dumps(values))
+    write_marker(folder, MARKER, {"progress": values["progress"]}, checksums=True)
+    assert json.loads((folder / MARKER).read_text()).keys() == values.keys()
 
 
 def test_a_hostile_checkpoint_does_not_run_on_resume(tmp_path: Path) -> None:

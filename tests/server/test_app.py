@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import logging
 import math
@@ -15,7 +16,7 @@ import httpx
 import pytest
 from pydantic import TypeAdapter
 
-from rankwright.server import schemas
+from rankwright.server import gate, schemas
 from rankwright.server.app import Service
 from rankwright.server.gate import Policy
 from tests.server.fakes import WordScorer, serving, until
@@ -394,6 +395,26 @@ def test_the_key() -> None:
         assert client.get("/info", headers={b"authorization": good}).is_success
         for path in ("/", "/health", "/openapi.json"):
             assert client.get(path).status_code == 200
+
+
+def test_the_time_of_an_answer_tells_nothing_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digests of one length are compared by the function that takes the same time for all."""
+    compared: list[tuple[bytes, bytes]] = []
+    compare = hmac.compare_digest
+
+    def watched(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return compare(one, other)
+
+    monkeypatch.setattr(gate.hmac, "compare_digest", watched)
+    service = Service([WordScorer()], Policy(api_key="secret"))
+    with serving(service) as url, httpx.Client(base_url=url) as client:
+        for key, status in (("x", 401), ("secre", 401), ("x" * 5000, 401), ("secret", 200)):
+            headers = {"authorization": f"Bearer {key}"}
+            assert client.get("/info", headers=headers).status_code == status
+    assert len(compared) == 4
+    assert {len(value) for pair in compared for value in pair} == {32}
+    assert len({other for _, other in compared}) == 1
 
 
 def test_foreign_names_do_not_reach_a_server_on_loopback() -> None:

@@ -275,7 +275,8 @@ def test_a_step_asks_the_device_for_nothing(
         with modes[-1]:
             train_on(run, ROWS, [])
         counts.append(modes[-1].count)
-    assert len(reads) == 6 + 12
+    # the norm of the gradients and the spread of the scores
+    assert len(reads) == 2 * (6 + 12)
     assert counts[0] == counts[1] > 0
 
 
@@ -365,6 +366,47 @@ def test_a_scorer_that_collapses_is_told_once(
     assert len(told) == 1
     assert told[0].startswith("step 1: The scores are nearly all equal. 100% of the pairs")
     assert "Lower --learning_rate" in told[0]
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_scores_of_training_that_collapse_are_told_with_their_queries(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    late: bool,
+    accumulation: int,
+) -> None:
+    """Without any validation: 10 steps in a row, not 9, and once."""
+    original, flat = RerankerModel.forward, []
+
+    def forward(self: Any, batch: Any) -> torch.Tensor:
+        # the fourth step still orders something
+        flat.append(len(flat) // accumulation != 3)
+        return original(self, batch) * (1e-6 if flat[-1] else 1.0) + 0.25
+
+    monkeypatch.setattr(RerankerModel, "forward", forward)
+    monkeypatch.setattr(trainer_module, "_is_late", lambda device: late)
+    for steps, count in ((13, 0), (26, 1)):
+        run = arguments(
+            tmp_path,
+            output_dir=str(tmp_path / str(steps)),
+            max_steps=steps,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=accumulation,
+            save_strategy="no",
+        )
+        caplog.clear()
+        flat.clear()
+        with caplog.at_level(logging.WARNING):
+            train_on(run, ROWS, [])
+        told = [r.getMessage() for r in caplog.records if "collapsed" in r.getMessage()]
+        assert len(told) == count
+    assert re.match(
+        r"the scores of the last 10 steps, at step 14 those on the queries "
+        rf"(q\d+(, )?){{{2 * accumulation}}}, lie within 0\.001 of each other\. The model has",
+        told[0],
+    )
 
 
 def test_what_a_collapse_is() -> None:

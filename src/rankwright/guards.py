@@ -30,6 +30,13 @@ SHOWN = 8
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # logits of one query that lie closer together than this order nothing
 NO_SPREAD = 1e-3
+# steps in a row whose scores, those of all their queries, lie as close together
+FLAT_STEPS = 10
+COLLAPSED = (
+    "The model has collapsed to one value. Lower --learning_rate (a tenth), use "
+    "--torch_dtype float32 for the weights with --bf16 true at most, look at the labels with "
+    "rankwright check, and make sure that queries have negatives that differ from positives."
+)
 
 What = Literal["scores", "loss", "gradients"]
 
@@ -99,11 +106,13 @@ class Step:
         number: of the step.
         norm: of its gradients.
         slices: its forward passes on this process.
+        spread: between the highest and the lowest of their scores; None of a single score.
     """
 
     number: int
     norm: _Late
     slices: list[_Slice]
+    spread: _Late | None = None
 
     def fault(self) -> Fault | None:
         """What was not finite; processes agree on whether there is something, not on what."""
@@ -138,7 +147,9 @@ class Guard:
         self.can_skip = can_skip
         self.skipped = 0
         self.overflows = 0
+        self.flat_told = False
         self._in_a_row = 0
+        self._flat = 0
         self._slices: list[_Slice] = []
         self._steps: deque[Step] = deque()
 
@@ -182,7 +193,14 @@ class Guard:
             fine = [torch.isfinite(s.loss) & torch.isfinite(s.scores_P).all() for s in self._slices]
             norm = torch.where(torch.stack(fine).all(), 0.0, math.nan)
         norm = torch.as_tensor(norm, device=device).detach()
-        self._steps.append(Step(number, _Late(norm), self._slices))
+        scores = [piece.scores_P.float() for piece in self._slices]
+        spread = None
+        if sum(map(len, scores)) > 1:
+            highest, lowest = (
+                torch.stack([f(s) for s in scores]) for f in (torch.amax, torch.amin)
+            )
+            spread = _Late(highest.max() - lowest.min())
+        self._steps.append(Step(number, _Late(norm), self._slices, spread))
         self._slices = []
         return ~torch.isfinite(norm)
 
@@ -205,7 +223,7 @@ class Guard:
         """
         if not faults:
             self._in_a_row = 0
-            return None
+            return self._flatness(step)
         told = _tell(step.number, faults)
         if self.scaled and all(fault.what == "gradients" for fault in faults):
             self.overflows += 1
@@ -228,6 +246,27 @@ class Guard:
             )
         return f"{told}: left out ({self.skipped} of at most {self.limit})"
 
+    def _flatness(self, step: Step) -> str | None:
+        """Say once that the scores of training have become one value."""
+        if step.spread is None:
+            return None
+        self._flat = self._flat + 1 if step.spread.read() < NO_SPREAD else 0
+        if self._flat != FLAT_STEPS or self.flat_told:
+            return None
+        self.flat_told = True
+        ids = _shown([name for piece in step.slices for name in piece.query_ids])
+        return (
+            f"the scores of the last {FLAT_STEPS} steps, at step {step.number} those on the "
+            f"queries {ids}, lie within {NO_SPREAD:g} of each other. {COLLAPSED}"
+        )
+
+
+def _shown(names: Iterable[str]) -> str:
+    """The first of some query ids, and how many there are."""
+    ids = list(dict.fromkeys(names))
+    more = f", … ({len(ids)} in all)" if len(ids) > SHOWN else ""
+    return ", ".join(ids[:SHOWN]) + more
+
 
 def _steps(count: int) -> str:
     return "step was" if count == 1 else "steps were"
@@ -237,11 +276,8 @@ def _tell(number: int, faults: Sequence[Fault]) -> str:
     order: tuple[What, ...] = ("scores", "loss", "gradients")
     what = min((fault.what for fault in faults), key=order.index)
     found = [fault for fault in faults if fault.what == what]
-    ids = list(dict.fromkeys(name for fault in found for name in fault.query_ids))
-    more = f", … ({len(ids)} in all)" if len(ids) > SHOWN else ""
-    return f"the {what} became {found[0].value} at step {number} on the queries " + (
-        ", ".join(ids[:SHOWN]) + more
-    )
+    ids = _shown(name for fault in found for name in fault.query_ids)
+    return f"the {what} became {found[0].value} at step {number} on the queries {ids}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,23 +302,18 @@ def collapse(score_lists: Iterable[Sequence[float]], ties: float) -> Collapse | 
         score_lists: the logits of each query.
         ties: share of the pairs of a relevant and another document with the same score.
     """
-    todo = (
-        "The model has collapsed to one value. Lower --learning_rate (a tenth), use "
-        "--torch_dtype float32 for the weights with --bf16 true at most, look at the labels with "
-        "rankwright check, and make sure that queries have negatives that differ from positives."
-    )
     if ties >= 0.5:
         return Collapse(
             "The scores are nearly all equal",
             f"{ties:.0%} of the pairs of a relevant and another document have the same score.",
-            todo,
+            COLLAPSED,
         )
     spread_Q = [max(scores) - min(scores) for scores in score_lists if len(scores) > 1]
     if spread_Q and (middle := float(np.median(spread_Q))) < NO_SPREAD:
         return Collapse(
             "The scores hardly differ",
             f"Half of the queries have scores within {middle:.1g} of each other.",
-            todo,
+            COLLAPSED,
         )
     return None
 

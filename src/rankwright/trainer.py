@@ -634,7 +634,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
             return
         found = collapse((scored.scores for scored in lists), ties)
         if found is not None and self.is_world_process_zero():
-            self.collapsed = True
+            self.collapsed = self.guard.flat_told = True
             step = self.state.global_step
             logger.warning("step %d: %s. %s %s", step, found.title, found.text, found.todo)
 

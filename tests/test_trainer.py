@@ -29,6 +29,7 @@ from rankwright.models import checkpoint
 from rankwright.models.checkpoint import LoadOptions
 from rankwright.models.reranker import RerankerModel
 from rankwright.ranking import Reranker, collator
+from rankwright.templates import PairEncoder
 from rankwright.trainer import Interrupted, TrainResult, train, train_on
 from rankwright.types import Example
 from tests import tiny
@@ -485,6 +486,31 @@ def test_from_python_and_from_files(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
     with pytest.raises(CheckpointError, match="holds no whole checkpoint"):
         train(**{**given, "output_dir": str(tmp_path / "new")}, resume=True)
+
+
+def test_only_what_is_sampled_is_tokenised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 12 documents a query a step sees a positive and two negatives."""
+    rows = tiny.examples(8, documents=12)
+    encoded: list[int] = []
+    encode = PairEncoder.encode
+
+    def counted(self: Any, query: str, documents: Any, *rest: Any) -> Any:
+        encoded.append(len(documents))
+        return encode(self, query, documents, *rest)
+
+    monkeypatch.setattr(PairEncoder, "encode", counted)
+    run = arguments(
+        tmp_path,
+        max_steps=6,
+        per_device_train_batch_size=2,
+        max_positive_samples=1,
+        max_negative_samples=2,
+        save_strategy="no",
+    )
+    train_on(run, rows, [])
+    assert set(encoded) == {3}
+    # 6 steps of 2 queries, of which some may have been made ahead
+    assert 12 <= len(encoded) <= 16
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

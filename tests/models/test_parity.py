@@ -6,6 +6,7 @@ All in float64, so that only a real difference shows. Every family of FAMILIES i
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -20,6 +21,7 @@ from rankwright.errors import ConfigError
 from rankwright.losses import LOSSES, LossSum, listwise
 from rankwright.models.families import FAMILIES
 from rankwright.models.reranker import RerankerModel
+from rankwright.ranking import Reranker
 from rankwright.templates import PAIR, QWEN3, PairEncoder
 from rankwright.types import Group, PackedBatch
 from tests import tiny
@@ -163,9 +165,16 @@ def test_shared_prefix_in_float32(name: str) -> None:
         assert found <= max(1e-6, 1.5 * plainly)
 
 
+@pytest.mark.parametrize(
+    ("optimizer_class", "rate", "tolerance"),
+    # AdamW makes whole steps of gradients that are zero but for their rounding
+    [(torch.optim.SGD, 0.1, 1e-10), (torch.optim.AdamW, 1e-3, 1e-8)],
+)
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_shared_prefix_over_several_steps_with_lora(checkpointing: bool) -> None:
-    """Four AdamW steps on adapters, three groups a step: the parameters stay equal."""
+def test_shared_prefix_over_several_steps_with_lora(
+    checkpointing: bool, optimizer_class: Any, rate: float, tolerance: float
+) -> None:
+    """Four steps on adapters, three groups a step: gradients and parameters stay equal."""
     results = []
     for way in (0, 1):
         torch.manual_seed(0)
@@ -183,15 +192,20 @@ def test_shared_prefix_over_several_steps_with_lora(checkpointing: bool) -> None
             model.train()
         batch = both_ways(collate, groups())[way]
         trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=1e-3)
+        optimizer = optimizer_class(trained, lr=rate)
+        seen = [p.detach().clone() for p in trained]
         for _ in range(4):
             optimizer.zero_grad()
             listwise(model(batch), batch.labels_P, batch.offsets_Q).total.backward()
+            seen += [p.grad.clone() for p in trained]
             optimizer.step()
-        results.append([p.detach().clone() for p in trained])
-    assert len(results[0]) == 4 * 7 * 2
+            seen += [p.detach().clone() for p in trained]
+        results.append(seen)
+    assert len(results[0]) == (1 + 4 * 2) * 4 * 7 * 2
     for one, other in zip(*results, strict=True):
-        assert_close(one, other, rtol=1e-8, atol=1e-10)
+        assert_close(one, other, rtol=tolerance, atol=1e-10)
+    first, last = results[0][: len(trained)], results[0][-len(trained) :]
+    assert all((a - b).abs().max() > 1e-4 for a, b in zip(first, last, strict=True))
 
 
 def test_shared_prefix_with_a_hundred_documents() -> None:
@@ -202,6 +216,48 @@ def test_shared_prefix_with_a_hundred_documents() -> None:
     shared, separate = both_ways(collate, [Group(example, tuple(range(100)))])
     with torch.inference_mode():
         assert_close(model(shared), model(separate), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3:seq"])
+def test_ranking_a_hundred_documents_with_and_without_sharing(name: str, tmp_path: Path) -> None:
+    """As a user ranks, in float32, in several rows: scores within 1e-6, in the same order."""
+    base = tiny.save_base(tmp_path / "base", name)
+    example = tiny.examples(1, documents=100)[0]
+    found = []
+    for share in (True, False):
+        reranker = Reranker.load(base, device="cpu", share_prefix=share, batch_tokens=1500)
+        assert reranker.collator.share_prefix is share
+        found.append(torch.tensor(reranker.score_examples([example])[0].scores))
+    assert found[0].std() > 1e-3
+    assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["modernbert", "bert", "qwen3", "qwen3:seq"])
+def test_the_head_sees_scored_tokens_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row for each pair, whatever the length of the packed row."""
+    model, collate = reranker(name, packed=True)
+    batch = collate(groups())
+    rows: list[int] = []
+    if model.kind == "generative":
+        product = torch.Tensor.__matmul__
+
+        def counted(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            rows.append(one.shape[0])
+            return product(one, other)
+
+        monkeypatch.setattr(torch.Tensor, "__matmul__", counted)
+        model.hf.lm_head.register_forward_hook(lambda *_: pytest.fail("the whole vocabulary"))
+    else:
+        for module in model.head_modules():
+            for layer in module.modules():
+                if isinstance(layer, torch.nn.Linear):
+                    layer.register_forward_hook(
+                        lambda _, given, __: rows.append(given[0][..., 0].numel())
+                    )
+    scores_P = model(batch)
+    assert batch.num_tokens > 3 * len(scores_P)
+    assert rows
+    assert set(rows) == {len(scores_P)}
 
 
 def test_one_document_shares_nothing() -> None:

@@ -223,6 +223,7 @@ class Outcome:
         first_loss: of the check.
         failed: why there is nothing.
         notes: what the worker chose.
+        profile: of the last round, operations with their share of the time and their calls.
     """
 
     system: str
@@ -232,6 +233,7 @@ class Outcome:
     first_loss: float | None = None
     failed: str | None = None
     notes: list[str] = field(default_factory=list)
+    profile: list[list[Any]] = field(default_factory=list)
 
     @property
     def seconds(self) -> list[float]:
@@ -258,6 +260,7 @@ def parse() -> argparse.Namespace:
     add("--threads", type=int, default=min(2, os.cpu_count() or 1))
     add("--device", default="cpu", choices=["cpu", "cuda"])
     add("--attention", help="the peers' attention at their best, such as flash_attention_2")
+    add("--profile", type=int, default=0, metavar="N", help="our N longest operations, at the end")
     add("--max-length", type=int, help="default: what holds every pair whole")
     add("--pairwise", action="store_true", help="ours beside one peer at a time: less memory")
     add(
@@ -624,16 +627,17 @@ class Worker:
         self.outcome.peak_memory = found["peak_memory"]
         return True
 
-    def round(self, *, measured: bool) -> None:
+    def round(self, *, measured: bool, word: str = "go") -> None:
         """Let it do one round."""
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(b"go\n")
+            self.process.stdin.write(f"{word}\n".encode())
             self.process.stdin.flush()
         except BrokenPipeError:
             self.outcome.failed = f"ended; see {self.log}"
             return
         found = self.event(ROUND_TIMEOUT)
+        self.outcome.profile = found.get("profile", [])
         if found["event"] == "round" and measured:
             self.outcome.rounds.append(found)
             self.outcome.peak_memory = found.get("peak_memory")
@@ -689,7 +693,7 @@ def job_of(options: argparse.Namespace, case: Case, folders: dict[str, str]) -> 
         "device": options.device,
         "dtype": options.dtype,
         "threads": options.threads,
-        "rounds": options.rounds + 1,
+        "rounds": options.rounds + 1 + bool(options.profile),
         "attention": options.attention,
         "lora": options.lora,
         "groups_at_once": options.groups_at_once,
@@ -857,6 +861,10 @@ def interleave(
             for worker in workers:
                 if worker.outcome.failed is None:
                     worker.round(measured=number > 0)
+        if options.profile and workers[0].outcome.system == OURS:
+            workers[0].round(measured=False, word="profile")
+            for name, share, calls in workers[0].outcome.profile[: options.profile]:
+                console.print(f"{share:6.1%} {calls:7} x {name[:90]}", highlight=False)
     finally:
         for worker in workers:
             worker.stop()

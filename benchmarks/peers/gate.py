@@ -6,7 +6,7 @@ A worker writes one JSON object a line to a descriptor of its own (its printed o
 file) and reads ``go`` lines from its standard input:
 
     {"event": "ready", "startup": 9.1, "loss": 0.69}        the first step is done
-    {"event": "round", "seconds": 4.2, "pairs": 80, ...}    one for each ``go``
+    {"event": "round", "seconds": 4.2, "pairs": 80, ...}    one for each ``go``, or ``profile``
     {"event": "done", "peak_memory": 1234567}
 
 The clock of a round runs from the ``go`` to the end of the round's last optimiser step (or of its
@@ -46,6 +46,7 @@ class Gate:
         self.computed = 0
         self.forwards = 0
         self.loss: torch.Tensor | float | None = None
+        self.profiler: torch.profiler.profile | None = None
 
     def say(self, event: str, **values: Any) -> None:
         """Write one event."""
@@ -53,10 +54,14 @@ class Gate:
 
     def wait(self) -> None:
         """Block until the orchestrator says go; end the process when it is gone."""
-        if sys.stdin.readline().strip() != "go":
+        word = sys.stdin.readline().strip()
+        if word not in ("go", "profile"):
             # the orchestrator is done with this worker: nothing is to be saved
             self.out.close()
             os._exit(0)
+        if word == "profile":
+            self.profiler = torch.profiler.profile()
+            self.profiler.start()
 
     def count(self, real: torch.Tensor | int, computed: int) -> None:
         """Add the tokens of one forward pass: of its pairs, and of what was computed for them.
@@ -90,8 +95,14 @@ class Gate:
         self.synchronise()
         seconds = time.perf_counter() - began
         loss = self.loss
+        more: dict[str, Any] = {}
+        if self.profiler is not None:
+            self.profiler.stop()
+            more["profile"] = shares(self.profiler)
+            self.profiler = None
         self.say(
             "round",
+            **more,
             seconds=seconds,
             pairs=pairs,
             loss=float(loss) if loss is not None else None,
@@ -101,6 +112,16 @@ class Gate:
             peak_memory=self.peak_memory(),
         )
         self.real = self.computed = self.forwards = 0
+
+
+def shares(profiler: torch.profiler.profile) -> list[list[Any]]:
+    """Operations with their share of the time that all of them took by themselves, and calls."""
+    found = profiler.key_averages()
+    kernels = any(event.self_device_time_total for event in found)
+    name = "self_device_time_total" if kernels else "self_cpu_time_total"
+    total = sum(getattr(event, name) for event in found) or 1
+    rows = [[event.key, getattr(event, name) / total, event.count] for event in found]
+    return sorted(rows, key=lambda row: -row[1])[:40]
 
 
 class Pause(transformers.TrainerCallback):  # type: ignore[misc]

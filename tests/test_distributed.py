@@ -260,6 +260,65 @@ def test_processes_equal_one(
     assert_same_run(folder / f"{engine}-{case}", one(case), base)
 
 
+@pytest.fixture(scope="module")
+def single(
+    tmp_path_factory: pytest.TempPathFactory, cases: dict[str, dict[str, Any]]
+) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """Each loss by itself on two processes: all weights, cut; adapters, accumulated, not cut."""
+    folder = tmp_path_factory.mktemp("single")
+    given: dict[str, dict[str, Any]] = {}
+    for loss in LOSSES:
+        kind = "generative" if loss == "listwise_generative" else "classification"
+        # clipped gradients would hide a factor
+        plain = {
+            **cases[kind],
+            "loss_type": loss,
+            "max_grad_norm": 1e9,
+            "gradient_checkpointing": False,
+        }
+        plain |= {
+            "max_steps": 6,
+            "save_steps": 6,
+            "eval_steps": 6,
+            "chunk_tokens": None,
+            "learning_rate": 0.01,
+        }
+        given[f"{loss}-full"] = {**plain, "gradient_accumulation_steps": 1}
+        adapters = {"tuner_type": "lora", "gradient_accumulation_steps": 2}
+        given[f"{loss}-lora"] = {**plain, **adapters}
+    two = {"per_device_train_batch_size": 2}
+    ways = {"lora": {}, "full": ENGINES["fsdp"]}
+    shared = {
+        f"{loss}-{way}": {**given[f"{loss}-{way}"], **two, **engine}
+        for way, engine in ways.items()
+        for loss in LOSSES
+    }
+    ranks.train_cases(folder / "cases.json", shared, 2)
+    return folder, given
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["full", "lora"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_each_loss_by_itself(
+    tmp_path: Path, single: tuple[Path, dict[str, dict[str, Any]]], loss: str, way: str
+) -> None:
+    """In a sum of all, a large one would hide a small one."""
+    folder, given = single
+    case = given[f"{loss}-{way}"]
+    rankwright.train(**case, output_dir=str(tmp_path), per_device_train_batch_size=4)
+    found = folder / f"{loss}-{way}"
+    assert_same_weights(found, tmp_path)
+    start = load_file(Path(case["model"]) / "model.safetensors")
+    end = load_file(tmp_path / "model.safetensors")
+    assert max(float((end[key] - start[key]).abs().max()) for key in end) > 1e-5
+    norms = [
+        [entry["grad_norm"] for entry in log_of(f) if "grad_norm" in entry]
+        for f in (found, tmp_path)
+    ]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
 @pytest.mark.slow
 @needs_deepspeed
 @pytest.mark.parametrize("name", ["stage-1", "offloaded"])

@@ -5,13 +5,15 @@ It is not part of the suite: it needs ``pip install atheris`` (Linux, Python 3.1
     python tests/fuzz/fuzz.py readers -runs=200000
     python tests/fuzz/fuzz.py recipe -runs=20000
     python tests/fuzz/fuzz.py template -runs=50000
+    python tests/fuzz/fuzz.py metrics -runs=20000
 
 ``readers``: files of every kind, through the properties of ``tests/data/test_any_rows.py``:
 examples or one line, the same whether bad rows stop or are skipped. ``recipe``: YAML files of
 arguments. ``template``: a prompt of any text is refused, or keeps its prefix and suffix at every
-length. What follows the name goes to libFuzzer (``-runs``, ``-max_total_time``, ``-seed``, a folder
-of inputs). A counterexample is written to the folder it is started in and can be given as an input
-again.
+length. ``metrics``: lists of any scores and labels, through the properties of
+``tests/test_metrics.py``. What follows the name goes to libFuzzer (``-runs``, ``-max_total_time``,
+``-seed``, a folder of inputs). A counterexample is written to the folder it is started in and can
+be given as an input again.
 """
 
 from __future__ import annotations
@@ -33,11 +35,18 @@ from transformers import TrainingArguments
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 with atheris.instrument_imports(
-    include=["rankwright.data.readers", "rankwright.arguments", "rankwright.templates", "json"]
+    include=[
+        "rankwright.data.readers",
+        "rankwright.arguments",
+        "rankwright.templates",
+        "rankwright.metrics",
+        "json",
+    ]
 ):
     from rankwright import arguments, templates
     from rankwright.data import readers
     from rankwright.errors import ConfigError
+    from tests import test_metrics
     from tests.data import test_any_rows
     from tests.data.test_readers import CASES
 
@@ -106,6 +115,18 @@ def template_target(data: bytes) -> None:
     assert len(cut.prefix) + len(cut.documents[0]) <= 64
 
 
+def metrics_target(data: bytes) -> None:
+    """Lists of any scores and labels, as Hypothesis makes them of the bytes."""
+    for test in (
+        test_metrics.test_equals_the_mean_over_enumerated_orders,
+        test_metrics.test_order_of_the_input_never_matters,
+        test_metrics.test_only_the_order_of_the_scores_matters,
+        test_metrics.test_values_lie_between_zero_and_one,
+        test_metrics.test_queries_do_not_touch_each_other,
+    ):
+        test.hypothesis.fuzz_one_input(data)
+
+
 TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = {
     "readers": (readers_target, reader_seeds),
     "recipe": (
@@ -120,6 +141,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = 
         template_target,
         lambda: [b"Q: {query}\nD: \x1f Answer:\x1fa document", b"{instruction}{query}\x1f"],
     ),
+    "metrics": (metrics_target, lambda: [bytes(range(256)), bytes(400)]),
 }
 
 

@@ -200,7 +200,7 @@ class DataArguments:
         True, "decoders: compute the prompt and query of a group once (exact)"
     )
     eval_batch_tokens: int | None = _option(
-        None, "tokens in a batch of evaluation; default: 4096 on a CPU, 16384 elsewhere"
+        None, "tokens in a batch of evaluation; default: 2048 on a CPU, 16384 elsewhere"
     )
     lazy_tokenize: bool | None = _option(
         None,

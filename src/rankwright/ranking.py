@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 # pairs (passages count) that are encoded and sorted by length at a time: memory stays constant,
 # batches fill well
 WINDOW = 4096
-# a CPU scores rows of 4096 tokens a sixth faster than rows of 16384 (docs/log.md)
-BATCH_TOKENS, CPU_BATCH_TOKENS = 16384, 4096
+# what a CPU makes of such a row stays in its caches, or nearly (docs/log.md)
+BATCH_TOKENS, CPU_BATCH_TOKENS = 16384, 2048
 NEW_HEAD_SEED = 42
 
 Progress = Callable[[int], None]
@@ -99,7 +99,7 @@ class Reranker:
 
     Args:
         loaded: model, tokenizer and what belongs to them.
-        batch_tokens: tokens scored at a time; default: 4096 on a CPU, 16384 elsewhere.
+        batch_tokens: tokens scored at a time; default: 2048 on a CPU, 16384 elsewhere.
         share_prefix: compute prompt and query of decoders once for all documents (exact).
         passages: read documents that do not fit in passages; None cuts them.
 

@@ -40,7 +40,7 @@ class ScoringArguments:
 
     batch_tokens: int | None = dataclasses.field(
         default=None,
-        metadata={"help": "tokens scored at a time; default: 4096 on a CPU, 16384 elsewhere"},
+        metadata={"help": "tokens scored at a time; default: 2048 on a CPU, 16384 elsewhere"},
     )
 
 

@@ -193,6 +193,30 @@ def test_what_is_read_is_not_written_over(
     assert {path: Path(path).read_text() for path in files.values()} == before
 
 
+def test_a_file_that_is_read_is_no_place_for_refused_rows(
+    model: str, rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where no row is refused: one that an earlier run left there would be deleted."""
+    output = tmp_path / "out"
+    output.mkdir()
+    taken = output / "rows.refused.jsonl"
+    taken.write_text(Path(rows).read_text())
+    words = ["--model", model, "--dataset", str(taken)]
+    told = f"{taken} is a file that is read, and refused rows would be written there; rename it"
+    assert mistake(capsys, "evaluate", *words, "--output", str(output)).startswith(told)
+    more = ["--use_cpu", "true", "--max_steps", "1", "--output_dir", str(output)]
+    assert mistake(capsys, "train", *words, *more).startswith(told)
+    assert taken.read_text() == Path(rows).read_text()
+    run = output / "run.trec"
+    run.write_text("q0 Q0 d0 1 1.0 x\n")
+    line = mistake(
+        capsys, "evaluate", "--model", model, "--dataset", rows, "--first_stage", str(run),
+        "--output", str(output),
+    )  # fmt: skip
+    assert line == f"--output {run} is a file that is read; name another file"
+    assert run.read_text() == "q0 Q0 d0 1 1.0 x\n"
+
+
 @pytest.mark.parametrize("command", [c for c in cli.COMMANDS if c not in cli.SHARED])
 def test_what_is_not_shared_runs_in_one_process(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -402,7 +402,7 @@ def test_the_echo_of_a_signal_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> N
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
             signal.raise_signal(number)
             assert stop.is_set()
-            clock[0] += 1.4
+            clock[0] += 4.9
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

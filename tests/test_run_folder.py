@@ -12,9 +12,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 from rankwright import run_folder, trainer
@@ -444,6 +446,21 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
     assert before >= {f"{work}{name}" for name in names}
     assert ("sync", str(output)) in events[at:], "nor is the name there without the folder's own"
     assert damage(output / "checkpoint-1", contents=True) is None
+
+
+def test_processes_go_on_from_one_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them may have read a file wrongly; each alone would go on from its own."""
+    others = ["checkpoint-20"]
+
+    def all_gather(found: list[Any], own: Any) -> None:
+        found[:] = [own, others[0]]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather)
+    two = SimpleNamespace(world_size=2)
+    trainer._agree_on_start(two, "/node-1/out/checkpoint-20")
+    with pytest.raises(CheckpointError, match=r"\(checkpoint-10, checkpoint-20\); the same"):
+        trainer._agree_on_start(two, "/out/checkpoint-10")
+    trainer._agree_on_start(SimpleNamespace(world_size=1), "/out/checkpoint-10")
 
 
 def test_nothing_whole(tmp_path: Path) -> None:

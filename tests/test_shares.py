@@ -26,6 +26,9 @@ class Simulated(Processes):
     def wait(self) -> None:
         pass
 
+    def agree(self, value: str, complaint: str) -> None:
+        pass
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -102,12 +105,37 @@ def test_lists_come_to_the_first(
 def test_other_rows_of_another_process_are_told(
     reranker: Reranker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gather(own: Any, found: list[Any]) -> None:
-        found[:] = [own, own[:1]]
+    """Before anything is scored: with fewer rows one would wait for ever."""
+    told: list[str] = []
 
-    monkeypatch.setattr(torch.distributed, "gather_object", gather)
-    with pytest.raises(DataError, match="the processes have read other rows"):
-        list(score_lists(reranker, ROWS, processes=Simulated(0, 2)))
+    def all_gather(found: list[Any], own: str) -> None:
+        told.append(own)
+        found[:] = [told[0], own]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather)
+    monkeypatch.setattr(torch.distributed, "gather_object", lambda own, found: pytest.fail("late"))
+    for rows in (ROWS[:-1], [*ROWS[:-1], ROWS[0]]):
+        told[:] = ["of the whole rows"]
+        with pytest.raises(DataError, match="the processes have read other rows"):
+            list(score_lists(reranker, rows, processes=Processes(1, 2)))
+    assert len(set(told)) == 2
+
+
+def test_what_is_said_when_another_process_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: Any) -> None:
+        raise RuntimeError("[gloo] Connection closed by peer\n[127.0.0.1]:9")
+
+    for name in ("barrier", "all_reduce", "gather_object", "all_gather_object"):
+        monkeypatch.setattr(torch.distributed, name, lost)
+    processes = Processes(0, 2)
+    for use in (
+        processes.wait,
+        lambda: processes.totals([1]),
+        lambda: processes.gather(1),
+        lambda: processes.agree("a", ""),
+    ):
+        with pytest.raises(DataError, match=r"^another process has ended; [^\n]*closed by peer"):
+            use()
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])

@@ -740,7 +740,7 @@ def check_alone(command: str) -> None:
     if (world := process_numbers()[1]) > 1:
         raise ConfigError(
             f"{command} runs in one process, and {world} were started (WORLD_SIZE); start it "
-            "without torchrun or accelerate launch"
+            "without torchrun or accelerate launch, or unset WORLD_SIZE"
         )
 
 

@@ -14,7 +14,8 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,12 +48,17 @@ def write_marker(
     names = {path.relative_to(folder).as_posix(): path for path in files}
     values = {**values, "sizes": {name: path.stat().st_size for name, path in names.items()}}
     if checksums:
-        values["crc32"] = {name: crc32(path) for name, path in names.items()}
+        values["crc32"] = checksums_of(names)
     (folder / name).write_text(json.dumps(values), encoding="utf-8")
 
 
-def crc32(path: Path) -> int:
-    """Checksum of a file: not against forgery, but against what disks do."""
+def checksums_of(files: Mapping[str, Path]) -> dict[str, int]:
+    """CRC-32 of each file: not against forgery, but against what disks do."""
+    with ThreadPoolExecutor(4) as threads:  # zlib lets others run
+        return dict(zip(files, threads.map(_crc32, files.values()), strict=True))
+
+
+def _crc32(path: Path) -> int:
     total = 0
     with path.open("rb") as file:
         while piece := file.read(2**22):
@@ -76,6 +82,7 @@ def read_marker(folder: Path, name: str, *, checksums: bool = False) -> dict[str
     try:
         values: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
         found = {file: (folder / file).stat().st_size for file in values["sizes"]}
+        sums = dict(values.get("crc32", {})) if checksums else {}
     except PermissionError:
         raise  # another user's: not damaged, and not ours to replace
     except FileNotFoundError as error:
@@ -85,12 +92,12 @@ def read_marker(folder: Path, name: str, *, checksums: bool = False) -> dict[str
     for file, size in values["sizes"].items():
         if found[file] != size:
             raise DamagedError(f"{folder / file} has {found[file]} bytes in place of {size}")
-    for file, expected in values.get("crc32", {}).items() if checksums else ():
-        try:
-            same = crc32(folder / file) == expected
-        except OSError as error:
-            raise DamagedError(f"{folder / file} cannot be read: {error.strerror}") from error
-        if not same:
+    try:
+        now = checksums_of({file: folder / file for file in sums})
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{folder}: a file cannot be read ({error})") from error
+    for file, expected in sums.items():
+        if now[file] != expected:
             raise DamagedError(f"{folder / file} does not hold what was written (CRC-32)")
     return values
 

@@ -150,6 +150,7 @@ class Guard:
         self.flat_told = False
         self._in_a_row = 0
         self._flat = 0
+        self._ordered = False
         self._slices: list[_Slice] = []
         self._steps: deque[Step] = deque()
 
@@ -250,8 +251,11 @@ class Guard:
         """Say once that the scores of training have become one value."""
         if step.spread is None:
             return None
-        self._flat = self._flat + 1 if step.spread.read() < NO_SPREAD else 0
-        if self._flat != FLAT_STEPS or self.flat_told:
+        flat = step.spread.read() < NO_SPREAD
+        self._flat = self._flat + 1 if flat else 0
+        # a model that has yet to begin to order may well be flat while its learning rate rises
+        self._ordered |= not flat
+        if self._flat != FLAT_STEPS or not self._ordered or self.flat_told:
             return None
         self.flat_told = True
         ids = _shown([name for piece in step.slices for name in piece.query_ids])

@@ -10,6 +10,7 @@ stopped before; the first process puts the lines together.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -49,14 +50,48 @@ class Processes:
     def wait(self) -> None:
         """Wait until all of them are here."""
         if self.world > 1:
-            torch.distributed.barrier()
+            with _together():
+                torch.distributed.barrier()
 
     def totals(self, counts: Sequence[int]) -> list[int]:
         """Sums over all processes."""
         sums = torch.tensor(counts)
         if self.world > 1:
-            torch.distributed.all_reduce(sums)
+            with _together():
+                torch.distributed.all_reduce(sums)
         return [int(total) for total in sums.tolist()]
+
+    def gather(self, own: Any) -> list[Any]:
+        """What each of them has, for the first one; nothing for the others."""
+        found: list[Any] = [None] * self.world
+        with _together():
+            torch.distributed.gather_object(own, None if self.rank else found)
+        return [] if self.rank else found
+
+    def agree(self, value: str, complaint: str) -> None:
+        """See to it that all have the same text.
+
+        Raises:
+            DataError: they have not; all of them raise it.
+        """
+        if self.world > 1:
+            found: list[Any] = [None] * self.world
+            with _together():
+                torch.distributed.all_gather_object(found, value)
+            if len(set(found)) > 1:
+                raise DataError(complaint)
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Say what it means where the others cannot be reached any more."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DataError(
+            "another process has ended; what it says stands in its own line "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from error
 
 
 @contextmanager
@@ -90,7 +125,7 @@ def blocks(examples: Iterable[Example]) -> Iterator[list[Example]]:
 
 def score_lists(
     reranker: Reranker,
-    examples: Iterable[Example],
+    examples: Sequence[Example],
     *,
     processes: Processes | None = None,
     progress: Progress | None = None,
@@ -111,6 +146,13 @@ def score_lists(
             read other rows.
     """
     processes = processes or Processes()
+    if processes.world > 1:
+        total = hashlib.sha256()
+        for example in examples:
+            total.update(repr((example.query, example.documents)).encode())
+        processes.agree(
+            total.hexdigest(), "the processes have read other rows; all must read the same ones"
+        )
     turn: list[list[Example]] = []
     for block in blocks(examples):
         turn.append(block)
@@ -130,13 +172,8 @@ def _score_turn(
         return
     own = turn[processes.rank] if processes.rank < len(turn) else []
     scored = [(one.scores, one.passages) for one in reranker.iter_scores(own)]
-    found: list[Any] = [None] * processes.world
-    torch.distributed.gather_object(scored, None if processes.rank else found)
-    if processes.rank:
-        return
+    found = processes.gather(scored)
     for block, part in zip(turn, found, strict=False):
-        if [len(example.documents) for example in block] != [len(scores) for scores, _ in part]:
-            raise DataError("the processes have read other rows; all must read the same ones")
         for example, (scores, passages) in zip(block, part, strict=True):
             yield ScoredList(example, scores, passages)
         if progress is not None:

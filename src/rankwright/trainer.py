@@ -93,8 +93,8 @@ IntArray = npt.NDArray[np.int64]
 # of the time that 16,384 tokens take.
 SLICE_TOKENS = {"cpu": 4096, "cuda": 16384}
 # a signal within so many seconds of the first is its echo: launchers pass on what a terminal, or
-# Slurm, has sent to their processes as well
-SIGNAL_ECHO = 3.0
+# Slurm, has sent to their processes as well; Python sees it when the operation that runs has ended
+SIGNAL_ECHO = 10.0
 # validation lists whose loss is computed at a time; losses compare the documents of a list in pairs
 LISTS = 64
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
@@ -630,7 +630,7 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
 
     def _warn_of_collapse(self, lists: list[ScoredList], ties: float) -> None:
         """Say once that the scores have become one value; before training they may well be."""
-        if self.collapsed or not self.state.global_step:
+        if self.collapsed or self.guard.flat_told or not self.state.global_step:
             return
         found = collapse((scored.scores for scored in lists), ties)
         if found is not None and self.is_world_process_zero():
@@ -1156,6 +1156,7 @@ def train_on(
     if before_training is not None:
         before_training(reranker)
     loaded.spec.training = arguments.flat()
+    _agree_on_start(args, resume_from)
     try:
         with _signals(trainer.stop_requested):
             trainer.train(resume_from_checkpoint=resume_from)
@@ -1897,6 +1898,24 @@ def _plan(
         batches=args.max_steps * args.gradient_accumulation_steps if args.max_steps > 0 else None,
         **shared,
     )
+
+
+def _agree_on_start(args: Any, resume_from: str | None) -> None:
+    """Refuse to go on from several checkpoints: one process may have found a file damaged.
+
+    Raises:
+        CheckpointError: the processes have chosen others; all of them raise it.
+    """
+    if args.world_size < 2:
+        return
+    found: list[Any] = [None] * args.world_size
+    torch.distributed.all_gather_object(found, resume_from and Path(resume_from).name)
+    if len(set(found)) > 1:
+        names = ", ".join(dict.fromkeys(map(str, found)))
+        raise CheckpointError(
+            f"--resume: the processes found other checkpoints whole ({names}); the same command "
+            "again, or --resume_from_checkpoint with the one that all of them can read"
+        )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rankwright.arguments import check_alone, check_read_by_all
+from rankwright.arguments import check_alone, check_output_file, check_read_by_all
 from rankwright.commands.common import (
     RowArguments,
     ScoringArguments,
@@ -88,6 +88,7 @@ def run(words: list[str]) -> int:
         raise ConfigError("--dataset and --mteb_tasks exclude each other; give one")
     if options.top_k < 1:
         raise ConfigError(f"--top_k {options.top_k} is less than 1")
+    from rankwright.data.readers import named_paths
     from rankwright.evaluation import Evaluation, TrecFiles
     from rankwright.metrics import parse_metrics
     from rankwright.progress import console, tracked
@@ -102,7 +103,12 @@ def run(words: list[str]) -> int:
         check_alone("evaluate --mteb_tasks")
         return _run_tasks(given, options)
     check_read_by_all(options.dataset)
-    rows_file = None if options.output is None else Path(options.output) / "rows.jsonl"
+    rows_file = None
+    if options.output is not None:
+        rows_file = Path(options.output) / "rows.jsonl"
+        read = named_paths([*options.dataset, *filter(None, [options.first_stage])])
+        for name in ("metrics.json", "run.trec", "qrels.txt"):
+            check_output_file("output", str(rows_file.with_name(name)), read)
     examples = load_rows(options.dataset, given, _first_stage(options), output=rows_file)
     evaluation = Evaluation(options.metrics)
     with several() as processes:

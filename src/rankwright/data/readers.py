@@ -111,6 +111,7 @@ class BadRows:
     Attributes:
         refused: the rows that were skipped.
         lines: how many lines these are.
+        files: what was read, so that nothing is written over it.
 
     Raises:
         ConfigError: for another word, or a number below 1.
@@ -129,6 +130,7 @@ class BadRows:
         self.max_bad_rows = max_bad_rows
         self.refused: list[Refused] = []
         self.lines = 0
+        self.files: list[Path] = []
 
     def go_back(self, count: int, then: Iterable[Refused] = ()) -> None:
         """Forget all but the first ``count`` rows that were skipped, and put others behind them."""
@@ -187,9 +189,17 @@ class BadRows:
             path: the file that the rows are written to, as JSON lines; one that an earlier run left
                 there is deleted where there are none. None writes no file.
             shown: how many rows are named.
+
+        Raises:
+            DataError: ``path`` is one of the files that are read.
         """
-        if path is not None:
-            path.unlink(missing_ok=True)
+        if path is not None and path.exists():
+            if any(file.exists() and file.samefile(path) for file in self.files):
+                raise DataError(
+                    f"{path} is a file that is read, and refused rows would be written there; "
+                    "rename it, or name another output"
+                )
+            path.unlink()
         if not self.refused:
             return []
         lines = [

@@ -312,6 +312,7 @@ def load_store(
         )
 
     files, complete = source_files(dataset, use_hf=use_hf, revision=revision)
+    bad_rows.files += files
     if cache is None or not complete:
         return in_memory()
     names = [str(name) for name in ([dataset] if isinstance(dataset, str | Path) else dataset)]

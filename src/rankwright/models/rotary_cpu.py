@@ -110,9 +110,10 @@ def choosing(original: Rotation) -> Rotation:
 @lru_cache(maxsize=64)
 def is_known(original: Rotation) -> bool:
     """Whether a function does what ``rotate`` does; other architectures pair other numbers."""
-    draw = torch.Generator().manual_seed(0)
-    query, key = (torch.randn(1, heads, 3, 8, generator=draw) for heads in (4, 2))
-    cos, sin = (torch.randn(1, 3, 8, generator=draw) for _ in range(2))
+    draw = torch.Generator("cpu").manual_seed(0)
+    options: dict[str, Any] = {"generator": draw, "device": "cpu", "dtype": torch.float32}
+    query, key = (torch.randn(1, heads, 3, 8, **options) for heads in (4, 2))
+    cos, sin = (torch.randn(1, 3, 8, **options) for _ in range(2))
     try:
         found = original(query, key, cos, sin)
     except Exception:  # of another signature

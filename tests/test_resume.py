@@ -398,6 +398,7 @@ def test_the_echo_of_a_signal_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     clock = [100.0]
     monkeypatch.setattr(trainer_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     stop = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
     with trainer_module._signals(stop):
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
             signal.raise_signal(number)
@@ -405,7 +406,7 @@ def test_the_echo_of_a_signal_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> N
             clock[0] += 4.9
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def progress(processes: int, batch: int, accumulation: int, **given: Any) -> Progress:

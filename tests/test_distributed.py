@@ -31,7 +31,7 @@ from rankwright.teacher import scored_row
 from rankwright.types import ScoredList
 from tests import ranks, tiny
 from tests.test_guards import log_of, spoil
-from tests.test_trainer import write_rows
+from tests.test_trainer import difference, write_rows
 
 # what its tests share is made once, by one worker
 pytestmark = pytest.mark.xdist_group("distributed")
@@ -157,20 +157,30 @@ def assert_same_weights(found: Path, expected: Path, tolerance: float = 1e-6) ->
             assert_close(ours[key], theirs[key], rtol=0, atol=tolerance)
 
 
-def assert_same_run(found: Path, expected: Path, base: Path) -> None:
-    """Same files, same tensors to 1e-6, same metrics and validation lists."""
-    assert files(found) == files(expected)
-    for place in SAVED:
-        assert_same_weights(found / place, expected / place)
-    start, end = (load_file(f / "model.safetensors") for f in (base, expected))
-    assert max(float((end[key] - start[key]).abs().max()) for key in end) > 1e-3
-    # weights cannot tell the scale of clipped gradients
+def assert_same_norms(found: Path, expected: Path) -> None:
+    """Same norms of gradients in the logs of two runs."""
     norms = [
         [entry["grad_norm"] for entry in log_of(folder) if "grad_norm" in entry]
         for folder in (found, expected)
     ]
     assert norms[0]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def moved(base: Path, run: Path) -> float:
+    """How far training has moved the weight that it moved most."""
+    start, end = (load_file(folder / "model.safetensors") for folder in (base, run))
+    return difference(end, start)
+
+
+def assert_same_run(found: Path, expected: Path, base: Path) -> None:
+    """Same files, same tensors to 1e-6, same metrics and validation lists."""
+    assert files(found) == files(expected)
+    for place in SAVED:
+        assert_same_weights(found / place, expected / place)
+    assert moved(base, expected) > 1e-3
+    # weights cannot tell the scale of clipped gradients
+    assert_same_norms(found, expected)
     metrics, wanted = (json.loads((f / "metrics.json").read_text()) for f in (found, expected))
     assert metrics["train_loss"] == pytest.approx(wanted["train_loss"], rel=1e-5)
     for name in ("before", "after", "intervals", "tie_rate", "steps", "lengths", "truncated"):
@@ -275,8 +285,6 @@ def single(
             "loss_type": loss,
             "max_grad_norm": 1e9,
             "gradient_checkpointing": False,
-        }
-        plain |= {
             "max_steps": 6,
             "save_steps": 6,
             "eval_steps": 6,
@@ -309,14 +317,8 @@ def test_each_loss_by_itself(
     rankwright.train(**case, output_dir=str(tmp_path), per_device_train_batch_size=4)
     found = folder / f"{loss}-{way}"
     assert_same_weights(found, tmp_path)
-    start = load_file(Path(case["model"]) / "model.safetensors")
-    end = load_file(tmp_path / "model.safetensors")
-    assert max(float((end[key] - start[key]).abs().max()) for key in end) > 1e-5
-    norms = [
-        [entry["grad_norm"] for entry in log_of(f) if "grad_norm" in entry]
-        for f in (found, tmp_path)
-    ]
-    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert moved(Path(case["model"]), tmp_path) > 1e-5
+    assert_same_norms(found, tmp_path)
 
 
 @pytest.mark.slow
@@ -369,43 +371,29 @@ def test_one_process_resumes_cut_weights(
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_rank_is_shared(
+def test_scoring_is_shared(
     tmp_path: Path,
     cases: dict[str, dict[str, Any]],
     many: Any,
     world: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The files of ``rank`` are one process's to the last byte."""
+    """The files of ``rank`` and ``evaluate`` are one process's to the last byte."""
     monkeypatch.setattr(shares, "BLOCK", 8)
     rows = cases["classification"]["dataset"][0]
-    words = ["rank", "--model", cases["classification"]["model"]]
+    words = ["--model", cases["classification"]["model"]]
     ranked, scored = tmp_path / "ranked.jsonl", tmp_path / "scored.jsonl"
-    assert cli.main([*words, "--input", rows, "--output", str(ranked)]) == 0
-    assert cli.main([*words, "--dataset", rows, "--write_scores", str(scored)]) == 0
-    for path in (ranked, scored):
-        assert (many(world) / path.name).read_bytes() == path.read_bytes()
-        assert len(path.read_bytes().splitlines()) == len(SIZES)
-
-
-@pytest.mark.parametrize("world", WORLDS)
-def test_evaluate_is_shared(
-    tmp_path: Path,
-    cases: dict[str, dict[str, Any]],
-    many: Any,
-    world: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Metrics, run and judgements are one process's to the last byte."""
-    monkeypatch.setattr(shares, "BLOCK", 8)
-    case = cases["classification"]
-    words = ["evaluate", "--model", case["model"], "--dataset", case["dataset"][0]]
-    assert cli.main([*words, "--output", str(tmp_path / "evaluated")]) == 0
-    names = sorted(path.name for path in (tmp_path / "evaluated").iterdir())
+    measured = tmp_path / "evaluated"
+    assert cli.main(["rank", *words, "--input", rows, "--output", str(ranked)]) == 0
+    assert cli.main(["rank", *words, "--dataset", rows, "--write_scores", str(scored)]) == 0
+    assert cli.main(["evaluate", *words, "--dataset", rows, "--output", str(measured)]) == 0
+    names = sorted(path.name for path in measured.iterdir())
     assert names == ["metrics.json", "qrels.txt", "run.trec"]
-    for name in names:
-        found, expected = (f / "evaluated" / name for f in (many(world), tmp_path))
-        assert found.read_bytes() == expected.read_bytes(), name
+    for path in (ranked, scored, *(measured / name for name in names)):
+        found = many(world) / path.relative_to(tmp_path)
+        assert found.read_bytes() == path.read_bytes(), path.name
+    for path in (ranked, scored):
+        assert len(path.read_bytes().splitlines()) == len(SIZES)
 
 
 @pytest.mark.parametrize("case", ["classification", "generative"])
@@ -430,9 +418,9 @@ def test_cut_weights_in_half_precision(
     lines = (folder / "validation" / "after.jsonl").read_text().splitlines()
     scores = torch.tensor([score for line in lines for score in json.loads(line)["scores"]])
     assert not torch.equal(scores.bfloat16().float(), scores)
-    start, end = (load_file(f / "model.safetensors") for f in (Path(cases[case]["model"]), folder))
+    end = load_file(folder / "model.safetensors")
     assert all(end[key].dtype == torch.float32 for key in end)
-    assert 1e-3 < max(float((end[key] - start[key]).abs().max()) for key in end) < 0.1
+    assert 1e-3 < moved(Path(cases[case]["model"]), folder) < 0.1
 
 
 @pytest.mark.parametrize(

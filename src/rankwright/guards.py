@@ -147,7 +147,7 @@ class Guard:
         self.can_skip = can_skip
         self.skipped = 0
         self.overflows = 0
-        self.flat_told = False
+        self.collapse_told = False
         self._in_a_row = 0
         self._flat = 0
         self._ordered = False
@@ -255,9 +255,9 @@ class Guard:
         self._flat = self._flat + 1 if flat else 0
         # a model that has yet to begin to order may well be flat while its learning rate rises
         self._ordered |= not flat
-        if self._flat != FLAT_STEPS or not self._ordered or self.flat_told:
+        if self._flat != FLAT_STEPS or not self._ordered or self.collapse_told:
             return None
-        self.flat_told = True
+        self.collapse_told = True
         ids = _shown([name for piece in step.slices for name in piece.query_ids])
         return (
             f"the scores of the last {FLAT_STEPS} steps, at step {step.number} those on the "

@@ -153,13 +153,8 @@ def score_lists(
         processes.agree(
             total.hexdigest(), "the processes have read other rows; all must read the same ones"
         )
-    turn: list[list[Example]] = []
-    for block in blocks(examples):
-        turn.append(block)
-        if len(turn) == processes.world:
-            yield from _score_turn(reranker, turn, processes, progress)
-            turn = []
-    if turn:
+    found = blocks(examples)
+    while turn := list(islice(found, processes.world)):
         yield from _score_turn(reranker, turn, processes, progress)
 
 

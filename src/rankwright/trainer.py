@@ -229,7 +229,6 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         # the sums above as they were before the step that is under way
         self._kept: tuple[Tensor, Tensor] | None = None
         self.left_out_before = 0
-        self.collapsed = False
         super().__init__(
             model=loaded.model,
             args=args,
@@ -630,11 +629,11 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
 
     def _warn_of_collapse(self, lists: list[ScoredList], ties: float) -> None:
         """Say once that the scores have become one value; before training they may well be."""
-        if self.collapsed or self.guard.flat_told or not self.state.global_step:
+        if self.guard.collapse_told or not self.state.global_step:
             return
         found = collapse((scored.scores for scored in lists), ties)
         if found is not None and self.is_world_process_zero():
-            self.collapsed = self.guard.flat_told = True
+            self.guard.collapse_told = True
             step = self.state.global_step
             logger.warning("step %d: %s. %s %s", step, found.title, found.text, found.todo)
 

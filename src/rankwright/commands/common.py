@@ -129,7 +129,7 @@ def load_rows(
         first_stage: where the candidates of a BEIR folder come from.
         output: a file of the command's results, beside which refused rows are written.
     """
-    from rankwright.arguments import DataArguments, cache_folder, process_numbers
+    from rankwright.arguments import DataArguments, cache_folder
     from rankwright.data.readers import JUDGED_ALONE
     from rankwright.data.store import load_store
     from rankwright.progress import console
@@ -147,8 +147,7 @@ def load_rows(
         bad_rows=bad_rows,
     )
     report_dropped(data.report.dropped)
-    if not process_numbers()[0]:
-        report_refused(bad_rows, output)
+    report_refused(bad_rows, output)
     if alone := data.report.noted[JUDGED_ALONE]:
         console.print(f"{alone} x {JUDGED_ALONE}; see rankwright evaluate --first_stage")
     return data.examples
@@ -164,10 +163,16 @@ def bad_rows_policy(given: dict[str, Any]) -> Any:
 
 
 def report_refused(bad_rows: Any, output: Path | None) -> None:
-    """Print which rows were refused, and write them beside a file of the results, if any."""
+    """Print which rows were refused, and write them beside a file of the results, if any.
+
+    Of several processes the first one does it.
+    """
+    from rankwright.arguments import process_numbers
     from rankwright.data.readers import refused_file
     from rankwright.progress import console
 
+    if process_numbers()[0]:
+        return
     path = None if output is None else refused_file(output)
     for line in bad_rows.report(path):
         console.print(line)

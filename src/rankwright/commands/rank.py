@@ -143,7 +143,7 @@ def run(words: list[str]) -> int:
             _rank_file(reranker, given, options, edge, processes, bad_rows)
         edge.report(processes)
         report_cuts(reranker, processes)
-    if documents is None and not process_numbers()[0]:
+    if documents is None:
         report_refused(bad_rows, None if options.output is None else Path(options.output))
     return 0
 
@@ -191,8 +191,7 @@ def _write_scores(given: dict[str, Any], options: Any, *, others: bool) -> int:
         bad_rows=bad_rows,
     )
     report_dropped(data.report.dropped)
-    if not process_numbers()[0]:
-        report_refused(bad_rows, path)
+    report_refused(bad_rows, path)
     rows, key = len(data.examples), None
     if isinstance(data.examples, ExampleStore):
         key = _key(given, data.examples.folder.name)

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +22,11 @@ import transformers
 
 from rankwright import run_folder, trainer
 from rankwright.arguments import resolve
-from rankwright.errors import CheckpointError, ConfigError
+from rankwright.errors import CheckpointError, ConfigError, DataError
 from rankwright.models import checkpoint
 from rankwright.run_folder import MARKER, Progress, damage, last_whole, rotate
 from rankwright.trainer import train_on
-from tests import tiny
+from tests import ranks, tiny
 
 ROWS = tiny.examples(8, documents=4)
 STEPS = 3
@@ -232,6 +233,109 @@ def test_a_full_disk_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     start = run_folder.prepare(output, given)
     assert train_on(given, ROWS, [], resume_from=start).steps == STEPS
     assert weights(output) == weights(output / "checkpoint-3")
+
+
+def apart(function: str, *words: object) -> list[str]:
+    """Call a function of this module in a process of its own; returns the lines that it prints."""
+    code = f"import sys; from tests import test_run_folder as here; here.{function}(*sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout.splitlines()
+
+
+def two_with_a_full_disk(folder: str, rank: str) -> None:
+    """Train on two processes; then again, one's disk being full at step 2; then go on."""
+    base, own = Path(folder) / "base", transformers.Trainer._save_rng_state
+
+    def train(output: Path, name: str, **given: Any) -> None:
+        settings = arguments(base, output, per_device_train_batch_size=1, **given)
+        start = run_folder.prepare(output, settings)
+        try:
+            ended = f"done {train_on(settings, ROWS, [], resume_from=start).steps}"
+        except (CheckpointError, DataError) as error:
+            ended = str(error)
+        (Path(folder) / f"{name}-{os.environ['RANK']}").write_text(ended)
+
+    def full(self: Any, output_dir: str) -> None:
+        if self.state.global_step == 2 and os.environ["RANK"] == rank:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        own(self, output_dir)
+
+    whole, cut = Path(folder) / "whole", Path(folder) / "cut"
+    assert ranks.fork(2, lambda: train(whole, "first")) == 0
+    transformers.Trainer._save_rng_state = full
+    assert ranks.fork(2, lambda: train(cut, "stopped")) == 0
+    transformers.Trainer._save_rng_state = own
+    assert ranks.fork(2, lambda: train(cut, "resumed", resume=True)) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_full_disk_of_one_process_of_two(tmp_path: Path, rank: int) -> None:
+    """It says so; the other one, that it is alone. Both go on, and end as if nothing had been."""
+    arguments(tmp_path / "base", tmp_path)
+    apart("two_with_a_full_disk", tmp_path, rank)
+
+    def ends(name: str) -> list[str]:
+        return [(tmp_path / f"{name}-{each}").read_text() for each in range(2)]
+
+    assert ends("first") == ["done 3"] * 2
+    stopped = ends("stopped")
+    assert "checkpoint-2 cannot be written (No space left on device); the" in stopped[rank]
+    assert stopped[1 - rank].startswith("another process has ended; what it says stands in its own")
+    assert ends("resumed") == ["done 3"] * 2
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    assert not run_folder.staging(tmp_path / "cut").exists()
+
+
+class _Close(transformers.TrainerCallback):
+    """Takes the right to write in the output folder away, before a checkpoint is due."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            Path(args.output_dir).chmod(0o500)
+
+
+def closed_at_the_second_step(folder: str) -> None:
+    """Without root's rights, which no mode of a folder holds back."""
+    if not os.geteuid():
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    given = arguments(Path(folder) / "base", Path(folder) / "open" / "out")
+    try:
+        train_on(given, ROWS, [], callbacks=[_Close()])
+    except CheckpointError as error:
+        print(error)
+
+
+def test_a_folder_that_is_closed_between_checkpoints() -> None:
+    """One line; the checkpoint before stays, and once it is open again the run goes on."""
+    # not pytest's folders, which only their owner may enter
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        path.chmod(0o755)
+        (path / "open").mkdir()
+        (path / "open").chmod(0o777)
+        train_on(arguments(path / "base", path / "whole"), ROWS, [])
+        for file in (path / "base").iterdir():
+            file.chmod(0o644)
+        output = path / "open" / "out"
+        told = apart("closed_at_the_second_step", folder)
+        output.chmod(0o700)
+        assert told[-1].startswith(f"{output}/checkpoint-2 cannot be written (Permission denied);")
+        assert [path.name for path in run_folder.checkpoints(output)] == ["checkpoint-1"]
+        given = arguments(path / "base", output, resume=True)
+        start = run_folder.prepare(output, given)
+        assert train_on(given, ROWS, [], resume_from=start).steps == STEPS
+        assert weights(output) == weights(path / "whole")
 
 
 class _Vanish(transformers.TrainerCallback):
@@ -456,11 +560,11 @@ def test_processes_go_on_from_one_checkpoint(monkeypatch: pytest.MonkeyPatch) ->
         found[:] = [own, others[0]]
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather)
-    two = SimpleNamespace(world_size=2)
+    two = SimpleNamespace(process_index=0, world_size=2)
     trainer._agree_on_start(two, "/node-1/out/checkpoint-20")
     with pytest.raises(CheckpointError, match=r"\(checkpoint-10, checkpoint-20\); the same"):
         trainer._agree_on_start(two, "/out/checkpoint-10")
-    trainer._agree_on_start(SimpleNamespace(world_size=1), "/out/checkpoint-10")
+    trainer._agree_on_start(SimpleNamespace(process_index=0, world_size=1), "/out/checkpoint-10")
 
 
 def test_nothing_whole(tmp_path: Path) -> None:

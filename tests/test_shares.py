@@ -132,7 +132,7 @@ def test_what_is_said_when_another_process_has_ended(monkeypatch: pytest.MonkeyP
         processes.wait,
         lambda: processes.totals([1]),
         lambda: processes.gather(1),
-        lambda: processes.agree("a", ""),
+        lambda: processes.agree("a", DataError),
     ):
         with pytest.raises(DataError, match=r"^another process has ended; [^\n]*closed by peer"):
             use()

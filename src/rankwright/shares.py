@@ -33,6 +33,8 @@ from rankwright.types import Example, ScoredList
 
 # what is sorted by length at a time anyway
 BLOCK = WINDOW
+# what the libraries that carry messages say
+_LOST = re.compile("gloo/|Connection (closed|reset) by peer|NCCL error")
 
 
 @dataclass(frozen=True)
@@ -50,44 +52,54 @@ class Processes:
     def wait(self) -> None:
         """Wait until all of them are here."""
         if self.world > 1:
-            with _together():
+            with together():
                 torch.distributed.barrier()
 
     def totals(self, counts: Sequence[int]) -> list[int]:
         """Sums over all processes."""
         sums = torch.tensor(counts)
         if self.world > 1:
-            with _together():
+            with together():
                 torch.distributed.all_reduce(sums)
         return [int(total) for total in sums.tolist()]
 
     def gather(self, own: Any) -> list[Any]:
         """What each of them has, for the first one; nothing for the others."""
         found: list[Any] = [None] * self.world
-        with _together():
+        with together():
             torch.distributed.gather_object(own, None if self.rank else found)
         return [] if self.rank else found
 
-    def agree(self, value: str, complaint: str) -> None:
+    def agree(self, value: str, refused: Callable[[str], Exception]) -> None:
         """See to it that all have the same text.
 
+        Args:
+            value: this process's.
+            refused: the error that all of them raise otherwise, by the texts that there are.
+
         Raises:
-            DataError: they have not; all of them raise it.
+            DataError: another process has ended.
         """
         if self.world > 1:
             found: list[Any] = [None] * self.world
-            with _together():
+            with together():
                 torch.distributed.all_gather_object(found, value)
             if len(set(found)) > 1:
-                raise DataError(complaint)
+                raise refused(", ".join(dict.fromkeys(found)))
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """Say what it means where the others cannot be reached any more."""
+def together() -> Iterator[None]:
+    """Say what it means where the others cannot be reached any more.
+
+    Raises:
+        DataError: one of them has ended. Other errors of what is done here are raised as they are.
+    """
     try:
         yield
     except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and not _LOST.search(str(error)):
+            raise
         raise DataError(
             "another process has ended; what it says stands in its own line "
             f"({' '.join(str(error).split())[:200]})"
@@ -151,7 +163,8 @@ def score_lists(
         for example in examples:
             total.update(repr((example.query, example.documents)).encode())
         processes.agree(
-            total.hexdigest(), "the processes have read other rows; all must read the same ones"
+            total.hexdigest(),
+            lambda _: DataError("the processes have read other rows; all must read the same ones"),
         )
     found = blocks(examples)
     while turn := list(islice(found, processes.world)):

@@ -51,7 +51,7 @@ from rankwright.arguments import (
 from rankwright.data.batches import BatchPlan, GroupDataset, Sampling
 from rankwright.data.collate import Collator
 from rankwright.data.groups import Needs, borrow, split_examples, unusable
-from rankwright.data.outline import instructions, outline, select
+from rankwright.data.outline import blocks, instructions, outline, select
 from rankwright.data.readers import BadRows, LoadedData, Purpose, dataset_instructions
 from rankwright.data.store import load_store, release_unused
 from rankwright.data.tokens import allow_forks, quiet_tokenizers, token_store
@@ -81,6 +81,7 @@ from rankwright.progress import bar, console, tracked
 from rankwright.ranking import Reranker, collator
 from rankwright.records import Lengths, length_summary, write_records
 from rankwright.run_folder import Progress
+from rankwright.shares import Processes, together
 from rankwright.templates import PairEncoder, template_warnings
 from rankwright.types import Example, Group, PackedBatch, ScoredList
 
@@ -1077,7 +1078,11 @@ def train_on(
             accumulation=sizes.accumulation,
             asked=now.asked,
         )
-    if objective.teacher and val_examples and not outline(val_examples).taught.any():
+    if (
+        objective.teacher
+        and val_examples
+        and not any(outline(part).taught.any() for _, part in blocks(val_examples))
+    ):
         if str(args.metric_for_best_model).removeprefix("eval_") == "loss":
             raise ConfigError(
                 "--metric_for_best_model loss: the validation rows have no teacher_scores, which "
@@ -1157,7 +1162,7 @@ def train_on(
     loaded.spec.training = arguments.flat()
     _agree_on_start(args, resume_from)
     try:
-        with _signals(trainer.stop_requested):
+        with _signals(trainer.stop_requested), together():
             trainer.train(resume_from_checkpoint=resume_from)
             stopped = trainer.any_process(trainer.stop_requested.is_set() or trainer.stop_agreed)
     except UnpicklingError as error:
@@ -1295,12 +1300,12 @@ def _make_whole(trainer: _Trainer, arguments: TrainArguments) -> None:
 
 def _row_counts(examples: Sequence[Example]) -> dict[str, int]:
     """What the report says of rows, counted without reading their texts."""
-    rows = outline(examples)
-    return {
-        "rows": len(rows),
-        "positives": int(rows.positives.sizes.sum()),
-        "negatives": int(rows.negatives.sizes.sum()),
-    }
+    counts = {"rows": len(examples), "positives": 0, "negatives": 0}
+    for _, part in blocks(examples):
+        rows = outline(part)
+        counts["positives"] += len(rows.positives.values)
+        counts["negatives"] += len(rows.negatives.values)
+    return counts
 
 
 def _final_step(trainer: _Trainer) -> int:
@@ -1371,29 +1376,34 @@ def _usable(
     examples: Sequence[Example], objective: Objective, arguments: TrainArguments
 ) -> tuple[Sequence[Example], dict[str, int]]:
     """Take out what the loss cannot use, counted by reason."""
-    rows, data = outline(examples), arguments.data
-    if objective.teacher and not rows.taught.all():
-        first = examples[int(np.argmin(rows.taught))]
+    data, needs = arguments.data, _needs(objective, arguments.data.in_batch_negatives)
+    reasons, untaught, over = Counter[str](), list[int](), list[int]()
+    fits = np.ones(len(examples), bool)
+    for start, part in blocks(examples):
+        rows = outline(part)
+        fit = fits[start : start + len(part)]
+        for reason, mask in unusable(rows, needs, data.group).items():  # type: ignore[arg-type]
+            reasons[reason] += int(mask.sum())
+            fit &= ~mask
+        untaught += (start + np.flatnonzero(~rows.taught)).tolist() if objective.teacher else []
+        over += (start + np.flatnonzero(fit & (rows.highest > 1))[:1]).tolist()
+    if untaught:
+        first = examples[untaught[0]]
         raise ConfigError(
             f"{first.source or 'a row'}: query {first.query_id!r} has no teacher_scores, which "
-            f"--loss_type {arguments.loss.loss_type} learns from ({int((~rows.taught).sum())} of "
-            f"{len(rows)} rows have none); write them with rankwright rank --model TEACHER "
+            f"--loss_type {arguments.loss.loss_type} learns from ({len(untaught)} of "
+            f"{len(examples)} rows have none); write them with rankwright rank --model TEACHER "
             "--dataset ROWS --write_scores FILE"
         )
-    masks = unusable(rows, _needs(objective, data.in_batch_negatives), data.group)  # type: ignore[arg-type]
-    reasons = {reason: int(mask.sum()) for reason, mask in masks.items() if mask.any()}
-    fits = np.ones(len(rows), bool)
-    for mask in masks.values():
-        fits &= ~mask
-    over = np.flatnonzero(fits & (rows.highest > 1))
-    if objective.probability_labels and len(over):
-        first = examples[int(over[0])]
+    if objective.probability_labels and over:
+        first = examples[over[0]]
         raise ConfigError(
             f"{first.source or first.query_id}: label {max(first.labels)} is above 1, which the "
             f"{objective.probability_labels[0]} loss cannot read as a probability; use --loss_type "
             "listwise or scale the labels"
         )
     kept = examples if fits.all() else select(examples, np.flatnonzero(fits))
+    reasons = +reasons
     parts = ", ".join(f"{count} with {reason}" for reason, count in reasons.items())
     if not kept:
         raise DataError(
@@ -1860,16 +1870,15 @@ def _plan(
         needs=_needs(parse_objective(arguments.loss.loss_type), data.in_batch_negatives),
         borrowed=data.in_batch_negatives,
     )
-    drawn = np.flatnonzero(sampling.counts(outline(examples)))
-    if len(drawn) < len(examples):
-        console.print(f"left out of training: {len(examples) - len(drawn)} without any group")
-    if not len(drawn):
+    drawn = np.concatenate([sampling.counts(outline(part)) > 0 for _, part in blocks(examples)])
+    if not drawn.any():
         raise DataError(
             "no row gives a group to train on; raise --max_negative_samples, or give rows with "
             "positive and negative documents"
         )
-    if len(drawn) < len(examples):
-        examples = select(examples, drawn)
+    if not drawn.all():
+        console.print(f"left out of training: {(~drawn).sum()} without any group")
+        examples = select(examples, np.flatnonzero(drawn))
     ahead = data.batch_tokens is not None if data.lazy_tokenize is None else not data.lazy_tokenize
     tokens = None
     if ahead:
@@ -1905,16 +1914,13 @@ def _agree_on_start(args: Any, resume_from: str | None) -> None:
     Raises:
         CheckpointError: the processes have chosen others; all of them raise it.
     """
-    if args.world_size < 2:
-        return
-    found: list[Any] = [None] * args.world_size
-    torch.distributed.all_gather_object(found, resume_from and Path(resume_from).name)
-    if len(set(found)) > 1:
-        names = ", ".join(dict.fromkeys(map(str, found)))
-        raise CheckpointError(
-            f"--resume: the processes found other checkpoints whole ({names}); the same command "
+    Processes(args.process_index, args.world_size).agree(
+        Path(resume_from).name if resume_from else "none",
+        lambda found: CheckpointError(
+            f"--resume: the processes found other checkpoints whole ({found}); the same command "
             "again, or --resume_from_checkpoint with the one that all of them can read"
-        )
+        ),
+    )
 
 
 @contextmanager

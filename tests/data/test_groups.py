@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import tracemalloc
 from collections import Counter
@@ -24,7 +25,7 @@ from rankwright.data.groups import (
     unusable,
     usable,
 )
-from rankwright.data.outline import outline
+from rankwright.data.outline import fold, outline
 from rankwright.data.readers import load_examples
 from rankwright.errors import ConfigError, DataError
 from rankwright.types import Example, Group
@@ -307,6 +308,23 @@ def test_split_sizes_and_seeds() -> None:
     assert [len(part) for part in split_examples(rows[:3], 0.01, 42)] == [2, 1]
     chosen = {tuple(e.query_id for e in split_examples(rows, 0.05, seed)[1]) for seed in range(20)}
     assert len(chosen) == 20
+
+
+@pytest.mark.parametrize("ratio", [0.001, 0.05, 0.5, 0.99])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_split_is_of_the_least_keys(ratio: float, seed: int) -> None:
+    """Also where many rows are of one query, so that those looked at first may be too few."""
+    rows = [example(1, 1, str(i), f"query {max(0, i - 150)}") for i in range(400)]
+
+    def key(row: Example) -> bytes:
+        return hashlib.blake2b(f"{seed}:".encode() + fold(row.query)).digest()
+
+    ordered = sorted(rows, key=key)
+    last = key(ordered[max(1, round(ratio * len(rows))) - 1])
+    expected = [row.query_id for row in rows if key(row) <= last]
+    train, dev = split_examples(rows, ratio, seed)
+    assert [row.query_id for row in dev] == expected
+    assert len(train) == len(rows) - len(dev)
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, float("nan")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from rankwright.data import cache as cache_module
 from rankwright.data import outline as outlines
 from rankwright.data import readers, store
+from rankwright.data.batches import BatchPlan, GroupDataset, Sampling
 from rankwright.data.groups import split_examples
 from rankwright.data.readers import READERS, load_examples
 from rankwright.data.store import ExampleStore, load_store
@@ -68,10 +70,18 @@ def test_views_are_the_lists_parts(tmp_path: Path) -> None:
         assert list(one) == two
 
 
-def test_several_batches_and_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ids that repeat within and across files, numbers above and below the rows."""
+@pytest.fixture
+def in_small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few rows are written, and planned with, at a time."""
     monkeypatch.setattr(cache_module, "BATCH_ROWS", 3)
     monkeypatch.setattr(cache_module, "BATCH_BYTES", 40)
+    for module in (outlines, readers, store):
+        monkeypatch.setattr(module, "BLOCK", 4)
+
+
+@pytest.mark.usefixtures("in_small_blocks")
+def test_several_batches_and_samples(tmp_path: Path) -> None:
+    """Ids that repeat within and across files, numbers above and below the rows."""
     one, two = numbered(tmp_path / "one.jsonl", 10), numbered(tmp_path / "two.jsonl", 7)
     three = write(tmp_path / "three.jsonl", *[ROW | {"id": i // 2} for i in range(8)])
     names = [f"{one}#25", f"{two}#3", str(three), str(three)]
@@ -81,6 +91,69 @@ def test_several_batches_and_samples(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found.report == expected.report
     other = load_store(names, tmp_path / "cache", seed=6)
     assert [e.source for e in other.examples] != [e.source for e in expected.examples]
+
+
+@pytest.mark.usefixtures("in_small_blocks")
+def test_planning_reads_a_few_rows_at_a_time(tmp_path: Path) -> None:
+    """Of the rows, of some of them, and of a sample in which rows repeat."""
+    path = numbered(tmp_path / "rows.jsonl", 30)
+    whole = load_store(path, tmp_path / "cache").examples
+    sample = load_store(f"{path}#70", tmp_path / "cache").examples
+    for rows in (whole, whole[3:26], outlines.select(whole, [1, 2, 3, 9, 17, 29]), sample):
+        places = []
+        for start, part in outlines.blocks(rows):
+            places += range(start, start + len(part))
+            assert len(part) <= 4
+            assert_same_outline(part, list(rows)[start : start + 4])
+        assert places == list(range(len(rows)))
+        for one, two in zip(
+            split_examples(rows, 0.2, 1), split_examples(list(rows), 0.2, 1), strict=True
+        ):
+            assert list(one) == two
+
+
+@pytest.mark.usefixtures("in_small_blocks")
+def test_instructions_are_counted_block_by_block(tmp_path: Path) -> None:
+    texts = ["", "one", "two"]
+    path = write(
+        tmp_path / "rows.jsonl", *[ROW | {"instruction": texts[i * i % 3]} for i in range(10)]
+    )
+    rows = load_store(path, tmp_path / "cache").examples
+    expected = {"one": (6, 1)}
+    assert outlines.instructions(rows) == outlines.instructions(list(rows)) == expected
+
+
+def test_planning_takes_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Per row the order of an epoch, two bytes here, and what marks a row as usable."""
+    count = 20_000
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        "".join(
+            f'{{"query": "q{i}", "positive": ["p{i}"], "negative": ["n", "m"]}}\n'
+            for i in range(count)
+        )
+    )
+    for module in (outlines, readers, store):
+        monkeypatch.setattr(module, "BLOCK", 500)
+    load_store(path, tmp_path / "cache")
+    tracemalloc.start()
+    try:
+        rows = load_store(path, tmp_path / "cache").examples
+        plan = BatchPlan(GroupDataset(rows, Sampling()), queries=64)
+        drawn = np.concatenate(
+            [
+                plan.dataset.sampling.counts(outlines.outline(part)) > 0
+                for _, part in outlines.blocks(rows)
+            ]
+        )
+        batches = sum(1 for _ in plan)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert drawn.all()
+    assert batches == -(-count // 64)
+    # 500 rows of a block take some 100 bytes each
+    assert peak < 10 * count + 400_000
 
 
 def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:

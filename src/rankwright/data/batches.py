@@ -251,7 +251,11 @@ class BatchPlan(Sampler[list[Item]]):
 
     def _order(self, epoch: int) -> tuple[np.random.Generator, NDArray[np.int64]]:
         generator = np.random.default_rng((self.dataset.sampling.seed, epoch))
-        return generator, generator.permutation(len(self.dataset))
+        count = len(self.dataset)
+        # of an epoch this is what is kept for each row, so it is no wider than it has to be
+        order = np.arange(count, dtype=np.min_scalar_type(count))
+        generator.shuffle(order)
+        return generator, order
 
     def _by_queries(self, epoch: int) -> _Batches:
         assert self.queries is not None

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rankwright.data.outline import (
     Outline,
     as_numbers,
+    blocks,
     distinct,
     distinct_keys,
     fold,
@@ -292,26 +293,50 @@ def split_examples(
     if ratio == 0 or not examples:
         return examples, []
     wanted = max(1, round(ratio * len(examples)))
-    queries, query_N = distinct_keys(folds(examples))
-    salt = f"{seed}:".encode()
-    # by a digest of seed and query; its first 16 bytes are order enough
-    digests = bytearray()
-    for query in queries.astype(">u8"):
-        digests += hashlib.blake2b(salt + query.tobytes()).digest()[:16]
-    keys = as_numbers(memoryview(digests))
+    share, found = 0.0, 0
+    # those of the least keys; more than enough at first, so that it is looked for once
+    while found < wanted and share < 1:
+        share = min(1.0, max(1.5 * ratio + 10 / len(examples), 2 * share))
+        rows, keys = _least_keys(examples, f"{seed}:".encode(), share)
+        found = len(rows)
     order = np.lexsort((keys[:, 1], keys[:, 0]))
-    reached = np.cumsum(np.bincount(query_N, minlength=len(queries))[order])
-    in_dev = np.zeros(len(queries), np.bool_)
-    in_dev[order[: int(np.searchsorted(reached, wanted)) + 1]] = True
-    is_dev_N = in_dev[query_N]
-    train, dev = np.flatnonzero(~is_dev_N), np.flatnonzero(is_dev_N)
-    if not len(train):
+    last = np.flatnonzero((keys[order] == keys[order[wanted - 1]]).all(1))[-1]
+    is_train = np.ones(len(examples), np.bool_)
+    is_train[rows[order[: last + 1]]] = False
+    if not is_train.any():
+        queries, _ = distinct_keys(folds(examples))
         raise DataError(
             f"--split_dataset_ratio {ratio} leaves no row to train on: {len(examples)} rows hold "
             f"{len(queries)} different queries; give more rows, or give the dev rows with "
             "--val_dataset and --split_dataset_ratio 0"
         )
-    return select(examples, train), select(examples, dev)
+    return select(examples, np.flatnonzero(is_train)), select(examples, np.flatnonzero(~is_train))
+
+
+def _least_keys(
+    examples: Sequence[Example], salt: bytes, share: float
+) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """The rows whose keys are in the lowest ``share`` of all that there could be.
+
+    Args:
+        examples: the rows.
+        salt: what a key depends on beside the query.
+        share: above 0, 1 for every row.
+
+    Returns:
+        The rows, and the key of each as two numbers; rows of one query have the same.
+    """
+    places, found = [np.empty(0, np.int64)], [as_numbers(b"")]
+    for start, part in blocks(examples):
+        digests = bytearray()
+        for query in folds(part).astype(">u8"):
+            # the first 16 bytes are order enough
+            digests += hashlib.blake2b(salt + query.tobytes()).digest()[:16]
+        keys = as_numbers(digests)
+        low = np.ones(len(keys), np.bool_) if share == 1 else keys[:, 0] < int(share * 2**64)
+        places.append(start + np.flatnonzero(low))
+        found.append(keys[low])
+    return np.concatenate(places), np.concatenate(found)
 
 
 @dataclass(frozen=True, slots=True)

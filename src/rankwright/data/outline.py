@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -18,6 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rankwright.types import Example
+
+# rows that planning looks at together; of ten million it holds the numbers of these alone
+BLOCK = 2**17
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,19 +122,31 @@ def outline(examples: Sequence[Example]) -> Outline:
     )
 
 
+def blocks(examples: Sequence[Example]) -> Iterator[tuple[int, Sequence[Example]]]:
+    """``BLOCK`` rows at a time, in their order, with the place of the first of them."""
+    for start in range(0, len(examples), BLOCK):
+        yield start, examples[start : start + BLOCK]
+
+
 def instructions(examples: Sequence[Example]) -> dict[str, tuple[int, int]]:
     """Count the rows' own instructions.
 
     Returns:
         For each the number of rows that have it, and the index of the first.
     """
-    if isinstance(examples, Rows):
-        return examples.instructions()
     found: dict[str, tuple[int, int]] = {}
-    for index, example in enumerate(examples):
-        if example.instruction:
-            count, first = found.get(example.instruction, (0, index))
-            found[example.instruction] = (count + 1, first)
+    for start, part in blocks(examples):
+        texts: dict[str, tuple[int, int]] = {}
+        if isinstance(part, Rows):
+            texts = part.instructions()
+        else:
+            for index, example in enumerate(part):
+                if example.instruction:
+                    count, first = texts.get(example.instruction, (0, index))
+                    texts[example.instruction] = (count + 1, first)
+        for text, (more, index) in texts.items():
+            count, first = found.get(text, (0, start + index))
+            found[text] = (count + more, first)
     return found
 
 

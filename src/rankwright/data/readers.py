@@ -33,6 +33,7 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rankwright.data.outline import BLOCK
 from rankwright.errors import ConfigError, DataError
 from rankwright.files import expanded, replacing
 from rankwright.types import Example
@@ -2044,25 +2045,38 @@ def id_key(query_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(query_id.encode(), digest_size=8).digest(), "little")
 
 
-def repeated_ids(keys: NDArray[np.uint64], id_of: Callable[[int], str]) -> dict[int, str]:
+def repeated_ids(
+    keys: NDArray[np.uint64],
+    id_of: Callable[[int], str],
+    ordered: NDArray[np.uint64] | None = None,
+) -> dict[int, str]:
     """Number the ids that stood before.
 
     Args:
         keys: ``id_key`` of each.
         id_of: the id at a place; asked for repeated ones only.
+        ordered: where to put the keys in order; anew in memory by default.
 
     Returns:
         New ids by their place; the others are unique as they are.
     """
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    same = np.flatnonzero(ordered[1:] == ordered[:-1])
-    if not len(same):
+    if ordered is None:
+        ordered = np.empty_like(keys)
+    ordered[:] = keys
+    ordered.sort()
+    starts = range(0, len(keys), BLOCK)
+    repeated = [ordered[:0]]
+    for start in starts:
+        block = ordered[start : start + BLOCK + 1]
+        repeated.append(block[1:][block[1:] == block[:-1]])
+    sought = np.unique(np.concatenate(repeated))
+    if not len(sought):
         return {}
+    places = (np.flatnonzero(np.isin(keys[i : i + BLOCK], sought)) + i for i in starts)
     seen: dict[str, int] = {}
     given: set[str] = set()
     found: dict[int, str] = {}
-    for place in np.unique(order[np.concatenate((same, same + 1))]).tolist():
+    for place in itertools.chain.from_iterable(part.tolist() for part in places):
         query_id = id_of(place)
         times = seen.get(query_id, 0) + 1
         seen[query_id] = times

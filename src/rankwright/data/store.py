@@ -13,12 +13,12 @@ import dataclasses
 import inspect
 import json
 import logging
-from array import array
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from rankwright.data.cache import (
     digest,
 )
 from rankwright.data.outline import (
+    BLOCK,
     Outline,
     Ragged,
     Rows,
@@ -62,6 +63,8 @@ from rankwright.data.readers import (
 )
 from rankwright.files import DamagedError, read_marker, write_marker
 from rankwright.types import Example
+
+Number = TypeVar("Number", np.int64, np.uint64)
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +115,7 @@ class ExampleStore(Rows):
         DamagedError: the folder is not whole.
     """
 
-    def __init__(self, folder: Path, indices: NDArray[np.int64] | None = None) -> None:
+    def __init__(self, folder: Path, indices: NDArray[np.integer[Any]] | None = None) -> None:
         from datasets import Dataset
 
         self.folder = folder
@@ -134,8 +137,9 @@ class ExampleStore(Rows):
     @property
     def rows(self) -> NDArray[np.int64]:
         """The row of the file behind each example; a row may stand behind several."""
-        found: NDArray[np.int64] = self._all_rows.to_numpy()
-        return found if self._indices is None else found[self._indices]
+        rows = self._all_rows if self._indices is None else _taken(self._all_rows, self._indices)
+        found: NDArray[np.int64] = rows.to_numpy()
+        return found
 
     def __len__(self) -> int:
         return len(self._all_rows) if self._indices is None else len(self._indices)
@@ -148,7 +152,7 @@ class ExampleStore(Rows):
 
     def __getitem__(self, index: int | slice) -> Example | ExampleStore:
         if isinstance(index, slice):
-            return self.select(np.arange(len(self))[index])
+            return self.select(np.arange(*index.indices(len(self))))
         entry = range(len(self))[index] if self._indices is None else int(self._indices[index])
         values = self._texts[self._all_rows[entry].as_py()]
         if values["missed"] is not None:
@@ -158,7 +162,9 @@ class ExampleStore(Rows):
     def select(self, indices: NDArray[np.int64]) -> ExampleStore:
         """These examples, in this order, without a copy."""
         view = copy.copy(self)
-        view._indices = indices if self._indices is None else self._indices[indices]
+        chosen = indices if self._indices is None else self._indices[indices]
+        # what is kept for each row of a part
+        view._indices = chosen.astype(np.min_scalar_type(len(self._all_rows)))
         return view
 
     def outline(self) -> Outline:
@@ -188,10 +194,7 @@ class ExampleStore(Rows):
         return {text: (n, pc.index(column, text).as_py()) for text, n in counts.items()}
 
     def _column(self, name: str) -> Any:
-        column = self._table.data.column(name)
-        rows = self.rows
-        whole = len(rows) == len(column) and bool((rows == np.arange(len(rows))).all())
-        return column if whole else column.take(rows)
+        return _taken(self._table.data.column(name), self.rows)
 
     def _lists(self, name: str) -> Ragged:
         return ragged(self._column(name))
@@ -200,7 +203,7 @@ class ExampleStore(Rows):
 class _Strings(Sequence[str]):
     """An Arrow column of texts, or some of them."""
 
-    def __init__(self, column: Any, indices: NDArray[np.int64] | None) -> None:
+    def __init__(self, column: Any, indices: NDArray[np.integer[Any]] | None) -> None:
         self.column = column
         self.indices = indices
 
@@ -218,6 +221,16 @@ class _Strings(Sequence[str]):
             every = np.arange(len(self.column)) if self.indices is None else self.indices
             return _Strings(self.column, every[index])
         return _text_at(self.column, index if self.indices is None else int(self.indices[index]))
+
+
+def _taken(column: Any, places: NDArray[np.integer[Any]]) -> Any:
+    """Entries of an Arrow column, in this order, without looking at what lies around them."""
+    if not len(places):
+        return column.slice(0, 0)
+    least, most = int(places.min()), int(places.max())
+    part = column.slice(least, most - least + 1)
+    as_it_is = len(part) == len(places) and bool((np.diff(places) == 1).all())
+    return part if as_it_is else part.take(places - least)
 
 
 def _bytes_of(array: Any) -> memoryview:
@@ -389,7 +402,6 @@ def _write(folder: Path, datasets: Any, report: LoadReport, seed: int) -> None:
 
     schema, entry_schema = _schemas()
     parts: list[tuple[int, int, int | None]] = []
-    keys = array("Q")
     with arrow_file(folder / ROWS, schema) as writer:
         for take, examples in datasets:
             start = writer.rows
@@ -406,30 +418,58 @@ def _write(folder: Path, datasets: Any, report: LoadReport, seed: int) -> None:
                     "fold": fold(example.query),
                 }
                 writer.write(row, len(example.query) + sum(map(len, example.documents)))
-                keys.append(id_key(example.query_id))
             parts.append((start, writer.rows, take))
     # ids are made unique once all of them are known, first within each dataset and then among all;
     # 8 bytes stand for each until then
     column = Dataset.from_file(str(folder / ROWS)).data.column("id")
-    key_N, new = np.frombuffer(keys, np.uint64).copy(), dict[int, str]()
-    chosen: list[NDArray[np.int64]] = []
-    for start, end, take in parts:
+    key_N = _on_disk(folder, (_id_keys(chunk.to_pylist()) for chunk in column.chunks), np.uint64)
+    ordered_N = _on_disk(folder, [key_N], np.uint64)
+    new: dict[int, str] = {}
+    for start, end, _ in parts:
         part = column.slice(start, end - start)
-        found = repeated_ids(key_N[start:end], partial(_text_at, part))
+        found = repeated_ids(key_N[start:end], partial(_text_at, part), ordered_N[start:end])
         count_repeated_ids(report, len(found))
         new |= {start + i: query_id for i, query_id in found.items()}
-        rows = np.arange(end - start) if take is None else taken(end - start, take, seed)
-        chosen.append(start + rows)
     for i, query_id in new.items():
         key_N[i] = id_key(query_id)
-    row_N = np.concatenate(chosen)
+    row_N = _on_disk(folder, _chosen_rows(parts, seed), np.int64)
 
     def id_of(place: int) -> str:
         row = int(row_N[place])
         return new[row] if row in new else _text_at(column, row)
 
-    last = repeated_ids(key_N[row_N], id_of)
+    chosen_N = _on_disk(
+        folder, (key_N[row_N[i : i + BLOCK]] for i in range(0, len(row_N), BLOCK)), np.uint64
+    )
+    last = repeated_ids(chosen_N, id_of, _on_disk(folder, [chosen_N], np.uint64))
     with arrow_file(folder / ENTRIES, entry_schema) as writer:
         for place in range(len(row_N)):
             query_id = last[place] if place in last else id_of(place)
             writer.write({"row": int(row_N[place]), "query_id": query_id})
+
+
+def _id_keys(ids: list[str]) -> NDArray[np.uint64]:
+    return np.fromiter(map(id_key, ids), np.uint64, len(ids))
+
+
+def _chosen_rows(
+    parts: Sequence[tuple[int, int, int | None]], seed: int
+) -> Iterator[NDArray[np.int64]]:
+    """The rows of each dataset, or as many as it is to give."""
+    for start, end, take in parts:
+        if take is None:
+            for low in range(start, end, BLOCK):
+                yield np.arange(low, min(low + BLOCK, end))
+        else:
+            yield start + taken(end - start, take, seed)
+
+
+def _on_disk(folder: Path, parts: Iterable[NDArray[Any]], kind: type[Number]) -> NDArray[Number]:
+    """Numbers in a file without a name, which the system need not keep in memory."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        # written before it is mapped: in a file with holes a full disk would be a signal, not an
+        # error
+        for part in parts:
+            file.write(part.data)
+        file.flush()
+        return np.memmap(file, kind, "r+") if file.tell() else np.empty(0, kind)

@@ -23,9 +23,11 @@ T = TypeVar("T")
 
 META = "meta.json"
 # an Arrow batch is the least that is laid out at a time: rows of it, or bytes of text, whatever
-# comes first; lists in it have 32-bit offsets
-BATCH_ROWS = 4096
+# comes first; lists in it have 32-bit offsets, and a reader holds some kilobytes for each batch
+BATCH_ROWS = 2**15
 BATCH_BYTES = 16 * 2**20
+# rows that wait as Python's objects, which take several times as much memory
+WAITING_ROWS = 1024
 
 
 def digest(value: Any) -> str:
@@ -60,6 +62,8 @@ class ArrowWriter:
     def write(self, row: dict[str, Any], size: int = 0) -> None:
         """Add a row of about ``size`` bytes."""
         self._waiting.append(row)
+        if len(self._waiting) == WAITING_ROWS:
+            self._lay_out()
         self._add(1, size)
 
     def write_batch(self, batch: Any) -> None:
@@ -79,14 +83,17 @@ class ArrowWriter:
         if self._rows >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
             self._flush()
 
+    def _lay_out(self) -> None:
+        self._batches.append(self._pa.RecordBatch.from_pylist(self._waiting, self._schema))
+        self._waiting = []
+
     def _flush(self) -> None:
-        # a reader holds some kilobytes for each batch, so small ones become one
         if self._waiting:
-            self._batches.append(self._pa.RecordBatch.from_pylist(self._waiting, self._schema))
+            self._lay_out()
         if self._batches:
             table = self._pa.Table.from_batches(self._batches).combine_chunks()
             self._stream.write_table(table)
-        self._waiting, self._batches = [], []
+        self._batches = []
         self._rows = self._bytes = 0
 
 

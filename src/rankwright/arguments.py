@@ -64,6 +64,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "truncation_strategy": "only the document is cut, then the query",
     "model_type": "the architecture is read from the checkpoint",
     "padding_side": "nothing is padded",
+    "quant_method": "weights in four bits are those of bitsandbytes",
     "remove_unused_columns": "rows are read by their format",
     "use_chat_template": "the template belongs to the checkpoint",
     "dataset_shuffle": "groups are shuffled every epoch",

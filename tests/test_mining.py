@@ -660,7 +660,7 @@ mining.mine(queries=sys.argv[2], corpus=sys.argv[3], output=sys.argv[4], dense_m
 """
 
 
-@pytest.mark.parametrize("pieces", [3, 12, 40])
+@pytest.mark.parametrize("pieces", [3, pytest.param(12, marks=pytest.mark.slow), 40])
 def test_a_killed_run_goes_on(
     dense: str,
     made: tuple[str, str],

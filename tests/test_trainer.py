@@ -142,7 +142,7 @@ def set_slices(monkeypatch: pytest.MonkeyPatch, slice_tokens: int, *, inside: bo
     monkeypatch.setattr(trainer_module, "_steps_inside", lambda args: inside)
 
 
-@pytest.mark.parametrize("name", ["bert", "qwen3"])
+@pytest.mark.parametrize("name", [pytest.param("bert", marks=pytest.mark.slow), "qwen3"])
 def test_slices_and_chunks_train_the_same(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +254,7 @@ def test_token_budget_sees_every_group(tmp_path: Path) -> None:
         ("bert", "pointwise"),
         ("modernbert", "listwise"),
         ("qwen3", "pointwise"),
-        ("qwen3", "listwise"),
+        pytest.param("qwen3", "listwise", marks=pytest.mark.slow),
         pytest.param("qwen3", "listwise_generative_reranker", marks=pytest.mark.slow),
         pytest.param("qwen3:seq", "listwise", marks=pytest.mark.slow),
         ("deberta-v2", "listwise"),

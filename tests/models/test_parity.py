@@ -166,11 +166,15 @@ def test_shared_prefix_in_float32(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimizer_class", "rate", "tolerance"),
+    ("optimizer_class", "rate", "tolerance", "checkpointing"),
     # AdamW makes whole steps of gradients that are zero but for their rounding
-    [(torch.optim.SGD, 0.1, 1e-10), (torch.optim.AdamW, 1e-3, 1e-8)],
+    [
+        (torch.optim.SGD, 0.1, 1e-10, False),
+        (torch.optim.AdamW, 1e-3, 1e-8, True),
+        pytest.param(torch.optim.SGD, 0.1, 1e-10, True, marks=pytest.mark.slow),
+        pytest.param(torch.optim.AdamW, 1e-3, 1e-8, False, marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("checkpointing", [False, True])
 def test_shared_prefix_over_several_steps_with_lora(
     checkpointing: bool, optimizer_class: Any, rate: float, tolerance: float
 ) -> None:
@@ -507,8 +511,18 @@ def test_half_precision_weights_give_float32_scores(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", ["modernbert", "bert", "qwen3"])
+@pytest.mark.parametrize(
+    ("name", "checkpointing"),
+    [
+        ("modernbert", False),
+        ("bert", True),
+        ("qwen3", True),
+        *(
+            pytest.param(name, checkpointing, marks=pytest.mark.slow)
+            for name, checkpointing in (("modernbert", True), ("bert", False), ("qwen3", False))
+        ),
+    ],
+)
 def test_compiled_layers_are_compiled_once(name: str, checkpointing: bool) -> None:
     """Batches of many shapes: the plain scores and gradients, and no graph after the first batch.
 

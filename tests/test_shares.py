@@ -13,7 +13,7 @@ import torch
 from rankwright import cli, shares
 from rankwright.errors import DataError
 from rankwright.ranking import Reranker
-from rankwright.shares import Processes, blocks, score_lists, write_lines
+from rankwright.shares import Processes, blocks, score_lists, together, write_lines
 from rankwright.types import ScoredList
 from tests import tiny
 
@@ -136,6 +136,14 @@ def test_what_is_said_when_another_process_has_ended(monkeypatch: pytest.MonkeyP
     ):
         with pytest.raises(DataError, match=r"^another process has ended; [^\n]*closed by peer"):
             use()
+
+
+@pytest.mark.parametrize(
+    "text", ["NCCL error: Duplicate GPU detected : rank 1 and rank 0", "shape mismatch"]
+)
+def test_other_errors_are_raised_as_they_are(text: str) -> None:
+    with pytest.raises(RuntimeError, match=text), together():
+        raise RuntimeError(text)
 
 
 @pytest.mark.parametrize("world", [2, 3, 8])

@@ -33,8 +33,10 @@ from rankwright.types import Example, ScoredList
 
 # what is sorted by length at a time anyway
 BLOCK = WINDOW
-# what the libraries that carry messages say
-_LOST = re.compile("gloo/|Connection (closed|reset) by peer|NCCL error")
+# what the libraries that carry messages say of a process that is gone
+_LOST = re.compile(
+    "[Cc]onnection (was )?(likely )?(closed|reset)|Broken pipe|remote process exited"
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.distributed.DistError) and not _LOST.search(str(error)):
+        if not _LOST.search(str(error)):
             raise
         raise DataError(
             "another process has ended; what it says stands in its own line "

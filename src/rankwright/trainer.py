@@ -20,7 +20,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -1162,7 +1162,10 @@ def train_on(
     loaded.spec.training = arguments.flat()
     _agree_on_start(args, resume_from)
     try:
-        with _signals(trainer.stop_requested), together():
+        with (
+            _signals(trainer.stop_requested),
+            together() if args.world_size > 1 else nullcontext(),
+        ):
             trainer.train(resume_from_checkpoint=resume_from)
             stopped = trainer.any_process(trainer.stop_requested.is_set() or trainer.stop_agreed)
     except UnpicklingError as error:
@@ -1377,7 +1380,8 @@ def _usable(
 ) -> tuple[Sequence[Example], dict[str, int]]:
     """Take out what the loss cannot use, counted by reason."""
     data, needs = arguments.data, _needs(objective, arguments.data.in_batch_negatives)
-    reasons, untaught, over = Counter[str](), list[int](), list[int]()
+    reasons, over = Counter[str](), list[int]()
+    untaught, first_untaught = 0, 0
     fits = np.ones(len(examples), bool)
     for start, part in blocks(examples):
         rows = outline(part)
@@ -1385,13 +1389,15 @@ def _usable(
         for reason, mask in unusable(rows, needs, data.group).items():  # type: ignore[arg-type]
             reasons[reason] += int(mask.sum())
             fit &= ~mask
-        untaught += (start + np.flatnonzero(~rows.taught)).tolist() if objective.teacher else []
+        if objective.teacher and not rows.taught.all():
+            first_untaught = first_untaught if untaught else start + int(np.argmin(rows.taught))
+            untaught += int((~rows.taught).sum())
         over += (start + np.flatnonzero(fit & (rows.highest > 1))[:1]).tolist()
     if untaught:
-        first = examples[untaught[0]]
+        first = examples[first_untaught]
         raise ConfigError(
             f"{first.source or 'a row'}: query {first.query_id!r} has no teacher_scores, which "
-            f"--loss_type {arguments.loss.loss_type} learns from ({len(untaught)} of "
+            f"--loss_type {arguments.loss.loss_type} learns from ({untaught} of "
             f"{len(examples)} rows have none); write them with rankwright rank --model TEACHER "
             "--dataset ROWS --write_scores FILE"
         )

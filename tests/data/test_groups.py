@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rankwright.data import outline as outlines
 from rankwright.data.groups import (
     GROUP_MODES,
     NO_NEGATIVE,
@@ -312,8 +313,11 @@ def test_split_sizes_and_seeds() -> None:
 
 @pytest.mark.parametrize("ratio", [0.001, 0.05, 0.5, 0.99])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_split_is_of_the_least_keys(ratio: float, seed: int) -> None:
+def test_the_split_is_of_the_least_keys(
+    ratio: float, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where many rows are of one query, so that those looked at first may be too few."""
+    monkeypatch.setattr(outlines, "BLOCK", 7)
     rows = [example(1, 1, str(i), f"query {max(0, i - 150)}") for i in range(400)]
 
     def key(row: Example) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import shutil
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,17 @@ def test_several_batches_and_samples(tmp_path: Path) -> None:
     assert [e.source for e in other.examples] != [e.source for e in expected.examples]
 
 
+def test_a_store_that_vanishes_is_still_there_for_who_has_opened_it(tmp_path: Path) -> None:
+    """Its files are mapped; the report at the end of a training counts by blocks."""
+    path = numbered(tmp_path / "rows.jsonl", 9)
+    rows = load_store(path, tmp_path / "cache").examples
+    expected = list(rows)
+    shutil.rmtree(tmp_path / "cache")
+    for _, part in outlines.blocks(rows):
+        assert_same_outline(part, expected)
+    assert list(rows[2:5]) == expected[2:5]
+
+
 @pytest.mark.usefixtures("in_small_blocks")
 def test_planning_reads_a_few_rows_at_a_time(tmp_path: Path) -> None:
     """Of the rows, of some of them, and of a sample in which rows repeat."""
@@ -114,17 +126,15 @@ def test_planning_reads_a_few_rows_at_a_time(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("in_small_blocks")
 def test_instructions_are_counted_block_by_block(tmp_path: Path) -> None:
-    texts = ["", "one", "two"]
-    path = write(
-        tmp_path / "rows.jsonl", *[ROW | {"instruction": texts[i * i % 3]} for i in range(10)]
-    )
+    texts = ["", "one", "one", "", "one", "one", "two", "two", "one", "one"]
+    path = write(tmp_path / "rows.jsonl", *[ROW | {"instruction": text} for text in texts])
     rows = load_store(path, tmp_path / "cache").examples
-    expected = {"one": (6, 1)}
+    expected = {"one": (6, 1), "two": (2, 6)}
     assert outlines.instructions(rows) == outlines.instructions(list(rows)) == expected
 
 
 def test_planning_takes_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Per row the order of an epoch, two bytes here, and what marks a row as usable."""
+    """Per row the order of an epoch, and what marks a row as usable; no outline of all rows."""
     count = 20_000
     path = tmp_path / "rows.jsonl"
     path.write_text(
@@ -150,6 +160,7 @@ def test_planning_takes_little_memory(tmp_path: Path, monkeypatch: pytest.Monkey
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
+    assert plan._order(0)[1].dtype == np.uint16
     assert drawn.all()
     assert batches == -(-count // 64)
     # 500 rows of a block take some 100 bytes each

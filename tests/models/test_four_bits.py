@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import rankwright
+from rankwright.errors import ConfigError
 from rankwright.models import checkpoint
 from rankwright.ranking import Reranker
 from tests import tiny
@@ -98,7 +99,7 @@ def test_the_final_model_is_what_was_trained(tmp_path: Path, name: str, dora: bo
 
 
 def test_a_new_module_is_not_cut_to_four_bits(tmp_path: Path) -> None:
-    """A base without its pooler: it is new, trained in full and saved with the adapter."""
+    """A base without one of its layers: it is new, trained in full and saved with the adapter."""
     from safetensors.torch import load_file, save_file
 
     base = tiny.save_base(tmp_path / "base", "bert")
@@ -112,6 +113,42 @@ def test_a_new_module_is_not_cut_to_four_bits(tmp_path: Path) -> None:
     final = Reranker(checkpoint.load(str(tmp_path / "out")))
     expected_P = torch.tensor(result.reranker.score(PAIRS))
     torch.testing.assert_close(torch.tensor(final.score(PAIRS)), expected_P, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "told"),
+    [
+        ("gpt2", {}, "--quant_bits 4 does not fit layers of 'gpt2'; leave it out"),
+        ("bert", {"quant_bits": 8}, "--quant_bits 8 is not supported; give 4 or leave it out"),
+    ],
+)
+def test_what_does_not_fit(tmp_path: Path, name: str, given: dict[str, Any], told: str) -> None:
+    base = tiny.save_base(tmp_path / "base", name)
+    with pytest.raises(ConfigError, match=told):
+        train(base, tmp_path / "out", **given)
+
+
+@pytest.mark.parametrize(("name", "loads"), [("bert", 1), ("modernbert", 1), ("roberta", 1)])
+def test_a_new_head_needs_no_second_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, loads: int
+) -> None:
+    """Heads that the base lacks keep all their bits from the beginning."""
+    from safetensors.torch import load_file, save_file
+
+    base = tiny.save_base(tmp_path / "base", name)
+    file = base / "model.safetensors"
+    weights = load_file(file)
+    heads = ("classifier.", "head.", f"{name}.pooler.")
+    rest = {n: v for n, v in weights.items() if not n.startswith(heads)}
+    assert len(rest) < len(weights)
+    save_file(rest, file, {"format": "pt"})
+    read: list[Any] = []
+    four_bits = checkpoint._four_bits
+    monkeypatch.setattr(
+        checkpoint, "_four_bits", lambda whole: (read.append(list(whole)), four_bits(whole))[1]
+    )
+    train(base, tmp_path / "out", max_steps=1)
+    assert len(read) == loads
 
 
 def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path) -> None:

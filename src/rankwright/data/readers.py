@@ -2072,7 +2072,7 @@ def repeated_ids(
     sought = np.unique(np.concatenate(repeated))
     if not len(sought):
         return {}
-    places = (np.flatnonzero(np.isin(keys[i : i + BLOCK], sought)) + i for i in starts)
+    places = (np.flatnonzero(_among(keys[i : i + BLOCK], sought)) + i for i in starts)
     seen: dict[str, int] = {}
     given: set[str] = set()
     found: dict[int, str] = {}
@@ -2082,7 +2082,7 @@ def repeated_ids(
         seen[query_id] = times
         if times == 1:
             continue
-        while (new := f"{query_id}~{times}") in given or _holds(ordered, id_key(new)):
+        while (new := f"{query_id}~{times}") in given or _holds(ordered, new):
             times += 1
         seen[query_id] = times
         given.add(new)
@@ -2090,9 +2090,14 @@ def repeated_ids(
     return found
 
 
-def _holds(ordered: NDArray[np.uint64], key: int) -> bool:
-    place = int(np.searchsorted(ordered, np.uint64(key)))
-    return place < len(ordered) and int(ordered[place]) == key
+def _holds(ordered: NDArray[np.uint64], query_id: str) -> bool:
+    return bool(_among(np.array([id_key(query_id)], np.uint64), ordered)[0])
+
+
+def _among(keys: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which keys are among those in order, of which there is one at least."""
+    places = np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)
+    return np.equal(ordered[places], keys)
 
 
 def unique_ids(ids: list[str]) -> tuple[list[str], int]:

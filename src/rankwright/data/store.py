@@ -8,7 +8,6 @@ Legend: ``N`` rows, ``D`` documents of one row.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 import json
@@ -161,7 +160,9 @@ class ExampleStore(Rows):
 
     def select(self, indices: NDArray[np.int64]) -> ExampleStore:
         """These examples, in this order, without a copy."""
-        view = copy.copy(self)
+        # not by copy.copy, which would open the files anew: they may be gone, and are open here
+        view = object.__new__(ExampleStore)
+        view.__dict__.update(self.__dict__)
         chosen = indices if self._indices is None else self._indices[indices]
         # what is kept for each row of a part
         view._indices = chosen.astype(np.min_scalar_type(len(self._all_rows)))
@@ -467,8 +468,8 @@ def _chosen_rows(
 def _on_disk(folder: Path, parts: Iterable[NDArray[Any]], kind: type[Number]) -> NDArray[Number]:
     """Numbers in a file without a name, which the system need not keep in memory."""
     with tempfile.TemporaryFile(dir=folder) as file:
-        # written before it is mapped: in a file with holes a full disk would be a signal, not an
-        # error
+        # written before it is mapped: in a file with holes a full disk would be a signal (SIGBUS),
+        # not an error
         for part in parts:
             file.write(part.data)
         file.flush()

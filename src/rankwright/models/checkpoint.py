@@ -482,18 +482,13 @@ def _load_weights(
         arguments["num_labels"] = 1
     if options.dropout is not None:
         arguments |= {name: options.dropout for name in DROPOUTS if hasattr(config, name)}
-    whole: list[str] = []
-    if options.quantization is not None:
-        whole = _heads(auto, config, trust_remote_code=options.trust_remote_code)
-        arguments["quantization_config"] = _four_bits(options.quantization, whole)
+    bits = options.quantization
     try:
         with _quiet_transformers(), _on_every_process():
-            hf, info = auto.from_pretrained(base, **arguments)
-            new = set(_modules(info["missing_keys"])) - set(whole)
-            if options.quantization is not None and new:
-                # new modules are trained in full, as heads are
-                arguments["quantization_config"] = _four_bits(options.quantization, [*whole, *new])
+            if bits is None:
                 hf, info = auto.from_pretrained(base, **arguments)
+            else:
+                hf, info = _load_four_bits(auto, base, config, bits, arguments)
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise ConfigError(
@@ -534,22 +529,13 @@ def _quiet_transformers() -> Iterator[None]:
             transformers.logging.enable_progress_bar()
 
 
-def _heads(auto: Any, config: Any, *, trust_remote_code: bool) -> list[str]:
-    """Names of the modules outside the backbone, and of its pooler, which only the head reads."""
-    with torch.device("meta"):
-        hf = auto.from_config(config, trust_remote_code=trust_remote_code)
-    backbone = hf.base_model
-    names = [name for name, child in hf.named_children() if child is not backbone]
-    pooler = getattr(backbone, "pooler", None)
-    return names if pooler is None else [*names, f"{hf.base_model_prefix}.pooler"]
+def _load_four_bits(
+    auto: Any, base: Path, config: Any, bits: int, arguments: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Load the backbone's layers in four bits; heads and new modules, trained in full, keep all.
 
-
-def _four_bits(bits: int, whole: list[str]) -> Any:
-    """How weights are loaded in four bits.
-
-    Args:
-        bits: 4.
-        whole: names of the modules that keep theirs.
+    Raises:
+        ConfigError: another number of bits, no bitsandbytes, or a model that it does not fit.
     """
     import importlib.util
 
@@ -557,6 +543,36 @@ def _four_bits(bits: int, whole: list[str]) -> Any:
         raise ConfigError(f"--quant_bits {bits} is not supported; give 4 or leave it out")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError("--quant_bits 4 needs bitsandbytes; pip install 'rankwright[quant]'")
+    with torch.device("meta"):
+        sketch = auto.from_config(config, trust_remote_code=arguments["trust_remote_code"])
+    kinds = {type(module) for module in sketch.modules()}
+    if transformers.pytorch_utils.Conv1D in kinds or sketch.base_model is sketch:
+        # the former's weights would come back transposed, the latter's layers are all heads
+        raise ConfigError(
+            f"--quant_bits 4 does not fit layers of {config.model_type!r}; leave it out"
+        )
+    whole = [name for name, child in sketch.named_children() if child is not sketch.base_model]
+    if getattr(sketch.base_model, "pooler", None) is not None:  # only the head reads it
+        whole.append(f"{sketch.base_model_prefix}.pooler")
+
+    def load() -> tuple[Any, dict[str, Any]]:
+        found: tuple[Any, dict[str, Any]] = auto.from_pretrained(
+            base, quantization_config=_four_bits(whole), **arguments
+        )
+        return found
+
+    hf, info = load()
+    kept = tuple(f"{name}." for name in whole)
+    new = [n for n in _modules(sorted(info["missing_keys"])) if not f"{n}.".startswith(kept)]
+    if new:
+        del hf
+        whole += new
+        hf, info = load()
+    return hf, info
+
+
+def _four_bits(whole: list[str]) -> Any:
+    """How weights are loaded in four bits; ``whole``: modules that keep all of theirs."""
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -792,12 +808,14 @@ def _merged(peft_model: Any) -> Any:
     if not getattr(peft_model, "is_loaded_in_4bit", False):
         return copy.deepcopy(peft_model).merge_and_unload()
     # folded into four bits, most of it would be lost in their rounding: the weights that it was
-    # trained on are written out first
+    # trained on are written out first, where there is room for eight times as much
     with _quiet_transformers():
-        base = copy.deepcopy(peft_model).unload().dequantize()
+        base = copy.deepcopy(peft_model).unload().to("cpu").dequantize()
     base.to(base.config.dtype)  # layers in four bits have turned their biases to bfloat16
     whole = get_peft_model(base, copy.deepcopy(peft_model.peft_config["default"]))
-    set_peft_model_state_dict(whole, get_peft_model_state_dict(peft_model))
+    # the vocabulary is never changed; peft would ask the hub whether it was
+    adapter = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    set_peft_model_state_dict(whole, adapter)
     return whole.merge_and_unload()
 
 

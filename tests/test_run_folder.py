@@ -306,9 +306,13 @@ class _Close(transformers.TrainerCallback):
 def closed_at_the_second_step(folder: str) -> None:
     """Without root's rights, which no mode of a folder holds back."""
     if not os.geteuid():
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        except OSError:  # a container that knows no other user
+            print("root alone")
+            return
     given = arguments(Path(folder) / "base", Path(folder) / "open" / "out")
     try:
         train_on(given, ROWS, [], callbacks=[_Close()])
@@ -329,6 +333,8 @@ def test_a_folder_that_is_closed_between_checkpoints() -> None:
             file.chmod(0o644)
         output = path / "open" / "out"
         told = apart("closed_at_the_second_step", folder)
+        if told == ["root alone"]:
+            pytest.skip("needs a user without root's rights")
         output.chmod(0o700)
         assert told[-1].startswith(f"{output}/checkpoint-2 cannot be written (Permission denied);")
         assert [path.name for path in run_folder.checkpoints(output)] == ["checkpoint-1"]

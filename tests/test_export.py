@@ -148,7 +148,14 @@ def test_every_format_has_its_case() -> None:
 @pytest.mark.parametrize(
     ("to", "name"),
     [
-        pytest.param(to, name, marks=ONNX if to == "onnx" else ())
+        pytest.param(
+            to,
+            name,
+            marks=[
+                *([ONNX] if to == "onnx" else []),
+                *([pytest.mark.slow] if (to, name) == ("onnx", "xlm-roberta") else []),
+            ],
+        )
         for to, names in CASES.items()
         for name in names
     ],

@@ -277,7 +277,8 @@ def two_with_a_full_disk(folder: str, rank: str) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_full_disk_of_one_process_of_two(tmp_path: Path, rank: int) -> None:
     """It says so; the other one, that it is alone. Both go on, and end as if nothing had been."""
     arguments(tmp_path / "base", tmp_path)

@@ -381,6 +381,7 @@ def test_library_documents_do_not_hold_their_query(rows: StdlibRows) -> None:
             assert not (label and example.query.lower() in document.lower())
 
 
+@pytest.mark.slow
 def test_library_rows_are_the_same_again(rows: StdlibRows, tmp_path: Path) -> None:
     again = stdlib_rows()
     assert again == rows

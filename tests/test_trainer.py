@@ -182,7 +182,7 @@ def test_slices_and_chunks_train_the_same(
         assert_same_weights(tmp_path / "whole", tmp_path / folder, 1e-5)
 
 
-@pytest.mark.parametrize("name", ["bert", "qwen3"])
+@pytest.mark.parametrize("name", [pytest.param("bert", marks=pytest.mark.slow), "qwen3"])
 def test_pointwise_is_computed_document_by_document(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

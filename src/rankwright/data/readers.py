@@ -2045,6 +2045,11 @@ def id_key(query_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(query_id.encode(), digest_size=8).digest(), "little")
 
 
+def id_keys(ids: Sequence[str]) -> NDArray[np.uint64]:
+    """``id_key`` of each."""
+    return np.fromiter(map(id_key, ids), np.uint64, len(ids))
+
+
 def repeated_ids(
     keys: NDArray[np.uint64],
     id_of: Callable[[int], str],
@@ -2091,7 +2096,7 @@ def repeated_ids(
 
 
 def _holds(ordered: NDArray[np.uint64], query_id: str) -> bool:
-    return bool(_among(np.array([id_key(query_id)], np.uint64), ordered)[0])
+    return bool(_among(id_keys([query_id]), ordered)[0])
 
 
 def _among(keys: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -2102,7 +2107,7 @@ def _among(keys: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.
 
 def unique_ids(ids: list[str]) -> tuple[list[str], int]:
     """Make ids unique by numbering those that stood before; also returns how many these are."""
-    new = repeated_ids(np.array([id_key(i) for i in ids], np.uint64), ids.__getitem__)
+    new = repeated_ids(id_keys(ids), ids.__getitem__)
     return [new.get(place, query_id) for place, query_id in enumerate(ids)], len(new)
 
 

@@ -54,6 +54,7 @@ from rankwright.data.readers import (
     dataset_instructions,
     file_stamp,
     id_key,
+    id_keys,
     iter_datasets,
     load_examples,
     repeated_ids,
@@ -423,7 +424,7 @@ def _write(folder: Path, datasets: Any, report: LoadReport, seed: int) -> None:
     # ids are made unique once all of them are known, first within each dataset and then among all;
     # 8 bytes stand for each until then
     column = Dataset.from_file(str(folder / ROWS)).data.column("id")
-    key_N = _on_disk(folder, (_id_keys(chunk.to_pylist()) for chunk in column.chunks), np.uint64)
+    key_N = _on_disk(folder, (id_keys(chunk.to_pylist()) for chunk in column.chunks), np.uint64)
     ordered_N = _on_disk(folder, [key_N], np.uint64)
     new: dict[int, str] = {}
     for start, end, _ in parts:
@@ -447,10 +448,6 @@ def _write(folder: Path, datasets: Any, report: LoadReport, seed: int) -> None:
         for place in range(len(row_N)):
             query_id = last[place] if place in last else id_of(place)
             writer.write({"row": int(row_N[place]), "query_id": query_id})
-
-
-def _id_keys(ids: list[str]) -> NDArray[np.uint64]:
-    return np.fromiter(map(id_key, ids), np.uint64, len(ids))
 
 
 def _chosen_rows(

@@ -39,7 +39,16 @@ CASES: dict[str, tuple[str, ...]] = {
     "tei": ("modernbert",),
 }
 ONNX_TOOLS = ("onnx", "onnxscript", "onnxruntime")
-ONNX = pytest.mark.skipif(not all(map(importlib.util.find_spec, ONNX_TOOLS)), reason="extra onnx")
+NEEDS_ONNX = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ONNX_TOOLS)), reason="extra onnx"
+)
+# in one of the processes that run tests, so that each graph is traced once
+ONE_PROCESS = pytest.mark.xdist_group("onnx")
+
+
+def onnx_test(function: Any) -> Any:
+    """Mark a test of ONNX graphs."""
+    return NEEDS_ONNX(ONE_PROCESS(function))
 
 
 def pairs() -> list[tuple[str, str]]:
@@ -152,7 +161,7 @@ def test_every_format_has_its_case() -> None:
             to,
             name,
             marks=[
-                *([ONNX] if to == "onnx" else []),
+                *([NEEDS_ONNX, ONE_PROCESS] if to == "onnx" else []),
                 *([pytest.mark.slow] if (to, name) == ("onnx", "xlm-roberta") else []),
             ],
         )
@@ -234,7 +243,7 @@ def test_half_precision_is_subtracted_before_it_is_rounded(bases: Any, tmp_path:
     assert not torch.equal(score, (twice[yes].float() - twice[no].float()).bfloat16())
 
 
-@ONNX
+@onnx_test
 @pytest.mark.parametrize(
     "name", ["bert", pytest.param("modernbert", marks=pytest.mark.slow), "qwen3"]
 )
@@ -271,7 +280,7 @@ def test_onnx_takes_any_batch_and_length(name: str, graphs: Any, bases: Any) -> 
             assert_close(found[:, 0].tolist(), expected, rtol=0, atol=1e-4)
 
 
-@ONNX
+@onnx_test
 @pytest.mark.parametrize("name", ["bert", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_the_onnx_card_shows_how_to_score(
     name: str,
@@ -294,7 +303,7 @@ def test_the_onnx_card_shows_how_to_score(
     assert_close(found, ours, rtol=0, atol=1e-4)
 
 
-@ONNX
+@onnx_test
 def test_the_full_vocabulary_is_no_part_of_the_graph(graphs: Any, bases: Any) -> None:
     """What reads the matrix of the vocabulary's size is the look-up of embeddings alone."""
     onnx = pytest.importorskip("onnx")
@@ -317,7 +326,7 @@ def rows_file(folder: Path, count: int = 12) -> Path:
     return path
 
 
-@ONNX
+@onnx_test
 def test_int8_is_smaller_and_measured(
     bases: Any,
     tmp_path: Path,
@@ -357,7 +366,7 @@ def test_int8_is_smaller_and_measured(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["int8", "rows.jsonl"]
 
 
-@ONNX
+@onnx_test
 def test_onnx_weights_in_a_file_of_their_own(
     bases: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

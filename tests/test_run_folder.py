@@ -25,6 +25,7 @@ from rankwright.arguments import resolve
 from rankwright.errors import CheckpointError, ConfigError, DataError
 from rankwright.models import checkpoint
 from rankwright.run_folder import MARKER, Progress, damage, last_whole, rotate
+from rankwright.shares import Processes
 from rankwright.trainer import train_on
 from tests import ranks, tiny
 
@@ -572,6 +573,26 @@ def test_processes_go_on_from_one_checkpoint(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(CheckpointError, match=r"\(checkpoint-10, checkpoint-20\); the same"):
         trainer._agree_on_start(two, "/out/checkpoint-10")
     trainer._agree_on_start(SimpleNamespace(process_index=0, world_size=1), "/out/checkpoint-10")
+
+
+def test_nothing_is_written_before_all_have_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is behind would take the first one's folder for another run's."""
+    base, output = tiny.save_base(tmp_path / "base", "bert"), tmp_path / "out"
+    seen = []
+
+    def agree(processes: Processes, value: str, refused: Any) -> None:
+        seen.append((value, sorted(path.name for path in output.glob("*"))))
+
+    monkeypatch.setattr(Processes, "agree", agree)
+    rows = tiny.examples(4)
+    train_on(arguments(base, output), rows, [])
+    before = sorted(path.name for path in output.iterdir())
+    (output / "rows.refused.jsonl").write_text("{}\n")
+    train_on(arguments(base, output, overwrite=True), rows, [])
+    assert seen == [("none", []), ("none", sorted([*before, "rows.refused.jsonl"]))]
+    assert not (output / "rows.refused.jsonl").exists()
 
 
 def test_nothing_whole(tmp_path: Path) -> None:

@@ -269,8 +269,13 @@ def take_out_name(sentence: str, module: str, qualname: str) -> str:
     pieces = _WORD_PIECE.findall(name)
     if len(pieces) > 1:
         spellings += [" ".join(pieces), "-".join(pieces)]
-    choices = "|".join(re.escape(s) for s in sorted(spellings, key=len, reverse=True))
-    text = re.sub(rf"(?<![\w.])\.?(?:{choices})(?:\(\))?(?!\w)", " ", sentence, flags=re.IGNORECASE)
+    text, lowered = sentence, sentence.lower()
+    # most sentences hold none, and compiling a pattern for each object takes longer than all else
+    found = [s for s in sorted(spellings, key=len, reverse=True) if s.lower() in lowered]
+    if found:
+        choices = "|".join(map(re.escape, found))
+        pattern = rf"(?<![\w.])\.?(?:{choices})(?:\(\))?(?!\w)"
+        text = re.sub(pattern, " ", text, flags=re.IGNORECASE)
     text = re.sub(r"\(\s*\)|\"\s*\"|'\s+'|\[\s*\]", " ", text)
     text = re.sub(r"\s+([,.;:!?)\]])(?!\w)", r"\1", text)
     return re.sub(r"\s+", " ", text).strip(" \t\n,.;:-!?")

@@ -1098,6 +1098,9 @@ def train_on(
         batch_tokens=arguments.data.eval_batch_tokens,
         share_prefix=arguments.data.share_prefix,
     )
+    # nothing is written before all have seen the folder as it was: ``run_folder.prepare`` of a
+    # process that is behind would take it for another run's
+    _agree_on_start(args, resume_from)
     try:
         run_folder.try_out(output)
     except OSError as error:
@@ -1160,7 +1163,6 @@ def train_on(
     if before_training is not None:
         before_training(reranker)
     loaded.spec.training = arguments.flat()
-    _agree_on_start(args, resume_from)
     try:
         with (
             _signals(trainer.stop_requested),

@@ -273,6 +273,8 @@ def _work(cases: list[dict[str, Any]], commands: list[list[str]], ports: list[in
             _train_stopped(case, step)
         else:
             rankwright.train(**case)
+            # also behind the others, who do not write it
+            assert (Path(case["output_dir"]) / "rankwright.json").is_file()
         # or the next one would have this one's engine
         assert engine_variables() == before
     if cases:

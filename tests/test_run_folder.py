@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import logging
@@ -23,6 +24,7 @@ import transformers
 from rankwright import run_folder, trainer
 from rankwright.arguments import resolve
 from rankwright.errors import CheckpointError, ConfigError, DataError
+from rankwright.files import HeldError, locked
 from rankwright.models import checkpoint
 from rankwright.run_folder import MARKER, Progress, damage, last_whole, rotate
 from rankwright.shares import Processes
@@ -562,17 +564,71 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
 
 def test_processes_go_on_from_one_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of them may have read a file wrongly; each alone would go on from its own."""
-    others = ["checkpoint-20"]
 
     def all_gather(found: list[Any], own: Any) -> None:
-        found[:] = [own, others[0]]
+        found[:] = [own, "checkpoint-20" if own.startswith("checkpoint") else own]
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather)
     two = SimpleNamespace(process_index=0, world_size=2)
-    trainer._agree_on_start(two, "/node-1/out/checkpoint-20")
+    trainer._agree_on_start(two, "/node-1/out/checkpoint-20", [], [])
     with pytest.raises(CheckpointError, match=r"\(checkpoint-10, checkpoint-20\); the same"):
-        trainer._agree_on_start(two, "/out/checkpoint-10")
-    trainer._agree_on_start(SimpleNamespace(process_index=0, world_size=1), "/out/checkpoint-10")
+        trainer._agree_on_start(two, "/out/checkpoint-10", [], [])
+    one = SimpleNamespace(process_index=0, world_size=1)
+    trainer._agree_on_start(one, "/out/checkpoint-10", [], [])
+
+
+def test_processes_train_on_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file may be changed between the reading of two of them."""
+    told: list[str] = []
+
+    def all_gather(found: list[Any], own: str) -> None:
+        told.append(own)
+        found[:] = [own, told[1] if len(told) % 2 == 0 else own]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather)
+    two = SimpleNamespace(process_index=0, world_size=2)
+    rows = tiny.examples(5)
+    trainer._agree_on_start(two, None, rows[:3], rows[3:])
+    trainer._agree_on_start(two, None, rows[:3], rows[3:])
+    other = dataclasses.replace(rows[1], labels=[0.0, 1.0, *rows[1].labels[2:]])
+    for changed in (rows[:2], [rows[0], other, rows[2]], rows[2::-1]):
+        with pytest.raises(DataError, match="the processes have read other rows; all must"):
+            trainer._agree_on_start(two, None, changed, rows[3:])
+
+
+def test_one_run_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two in one folder the second is refused, whatever it was told to do, also at the end."""
+    base, output = tiny.save_base(tmp_path / "base", "bert"), tmp_path / "out"
+    rows, tried = tiny.examples(4), []
+
+    class Second(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            with pytest.raises(HeldError), locked(output / run_folder.LOCK, timeout=0):
+                pass
+            tried.append(state.global_step)
+
+    train_on(arguments(base, output), rows, [], callbacks=[Second()])
+    assert tried == list(range(1, STEPS + 1))
+    assert not (output / run_folder.LOCK).exists()
+    before = sorted(output.rglob("*"))
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.0)
+    with (
+        locked(output / run_folder.LOCK),
+        pytest.raises(ConfigError, match=r"--output_dir .*out: another run is writing there; ch"),
+    ):
+        train_on(arguments(base, output, overwrite=True), rows, [])
+    assert sorted(output.rglob("*")) == before
+
+
+def test_what_a_killed_run_leaves_in_a_free_folder(tmp_path: Path) -> None:
+    """Its lock, and the cache, if it was to lie there, are no run."""
+    output = tmp_path / "out"
+    (output / "kept" / "rows").mkdir(parents=True)
+    (output / run_folder.LOCK).touch()
+    given = {"base": tmp_path / "base", "output": output}
+    assert run_folder.prepare(output, arguments(**given, cache_dir=str(output / "kept"))) is None
+    with pytest.raises(ConfigError, match="is not empty"):
+        run_folder.prepare(output, arguments(**given))
 
 
 def test_nothing_is_written_before_all_have_looked(

@@ -193,6 +193,26 @@ def test_a_stopped_run_goes_on(
         assert path.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
 
 
+def test_one_run_at_a_time_writes_a_file(reranker: Reranker, tmp_path: Path) -> None:
+    """Another one would cut off lines that this one has written, and both would add theirs."""
+    path, told = tmp_path / "out.jsonl", []
+
+    def meanwhile(scored: Any) -> str:
+        if not told:
+            with pytest.raises(
+                DataError, match=r"another run is writing .*out.jsonl; wait"
+            ) as found:
+                write(reranker, path, 1)
+            told.append(found)
+        return line(scored)
+
+    write_lines(reranker, ROWS, path, meanwhile, key=1)
+    write(reranker, tmp_path / "one.jsonl", 1)
+    assert told
+    assert path.read_bytes() == (tmp_path / "one.jsonl").read_bytes()
+    assert hidden(tmp_path) == []
+
+
 def test_parts_of_another_file_stay(reranker: Reranker, tmp_path: Path) -> None:
     """One whose name begins with this one's, and that may be written at this time."""
     theirs = [".out.jsonl.part", ".out.jsonl.0-of-2.key"]
@@ -232,7 +252,7 @@ def test_rank_goes_on(
     below = sum(score < worst for score in found)
     assert below > 2
     assert cli.main([*words, str(tmp_path / "one.jsonl")]) == 0
-    original, path = Reranker.iter_scores, tmp_path / "out.jsonl"
+    original, apart = Reranker.iter_scores, tmp_path / "out.jsonl"
     blocks_left = [2]
 
     def stopped(self: Reranker, examples: Any, progress: Any = None) -> Any:
@@ -241,7 +261,9 @@ def test_rank_goes_on(
         blocks_left[0] -= 1
         yield from original(self, examples, progress)
 
-    for again, kept in ((False, 4), (True, 0)):
+    # in the model's own folder, too, of whose files the lines depend
+    inside = base / "ranked.jsonl"
+    for path, again, kept in ((apart, False, 4), (apart, True, 0), (inside, False, 4)):
         blocks_left[0] = 2
         monkeypatch.setattr(Reranker, "iter_scores", stopped)
         assert cli.main([*words, str(path)]) == 130

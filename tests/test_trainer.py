@@ -605,6 +605,8 @@ def test_a_second_run_reads_and_tokenises_nothing(
         ({"optim": "schedule_free_adamw"}, "--optim schedule_free_adamw is not supported"),
         ({"neftune_noise_alpha": 5.0}, "--neftune_noise_alpha is not supported: its noise goes"),
         ({"use_liger_kernel": True}, "--use_liger_kernel is not supported: the loss"),
+        ({"auto_find_batch_size": True}, "--auto_find_batch_size is not supported: it would begin"),
+        ({"save_on_each_node": True}, "--save_on_each_node is not supported: all processes share"),
     ],
 )
 def test_what_would_have_no_effect_is_refused(

@@ -19,9 +19,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 
 class DamagedError(Exception):
     """A folder is not what was written."""
+
+
+class HeldError(Exception):
+    """Another process holds a lock."""
 
 
 def expanded(name: str | os.PathLike[str]) -> Path:
@@ -132,18 +138,47 @@ def publish(work: Path, target: Path) -> None:
     old = None
     if target.exists():
         old = Path(tempfile.mkdtemp(".part", f".{target.name}.", target.parent))
-        os.rename(target, old / "old")
+        with contextlib.suppress(FileNotFoundError):  # another process moves it away, too
+            os.rename(target, old / "old")
     try:
         os.rename(work, target)
     except OSError:
         if not target.exists():
-            if old is not None:
+            if old is not None and (old / "old").exists():
                 os.rename(old / "old", target)
             raise
     finally:
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
     sync_names(target.parent)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, timeout: float = -1) -> Iterator[bool]:
+    """Hold a lock, which ends with the process; False where the file system has none.
+
+    Args:
+        path: its file, which is gone afterwards.
+        timeout: how many seconds to wait for another process, default as long as it takes.
+
+    Raises:
+        HeldError: another process still holds it.
+    """
+    # a file in place of a lock would outlive a process that is killed
+    lock = FileLock(path, timeout, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise HeldError(str(path)) from error
+    except (OSError, NotImplementedError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ from rankwright.data.cache import META, arrow_file, cached, digest
 from rankwright.data.readers import BadRows, file_stamp
 from rankwright.data.store import load_store
 from rankwright.errors import ConfigError, DataError
-from rankwright.files import read_marker, replacing, write_marker
+from rankwright.files import HeldError, locked, read_marker, replacing, write_marker
 from rankwright.progress import console, tracked
 from rankwright.retrieval import BM25, Analyzer, Dense, Floats, Ints
 from rankwright.types import Example
@@ -1203,33 +1203,46 @@ def mine(arguments: MiningArguments | None = None, /, **given: Any) -> MiningRes
     work = Path(arguments.work_dir or f"{output}.part")
     try:
         work.mkdir(parents=True, exist_ok=True)
-        run = _Run(arguments, work)
-        folders = [run.lists(method) for method in arguments.method]
-        counts: Counter[str] = Counter()
-
-        def tables() -> Iterator[Any]:
-            for table in run.rows(folders):
-                counts.update(json.loads(table.schema.metadata[b"counts"]))
-                yield table
-
-        _write_rows(output, tables(), _schema(arguments.teacher is not None))
-        for line in run.bad_rows.report(readers.refused_file(output)):
-            console.print(line)
-        report = run.report(counts)
-        with replacing(report_file) as file:
-            text = json.dumps(dataclasses.asdict(report), ensure_ascii=False, indent=1)
-            file.write(text.encode() + b"\n")
+        with locked(output.with_name(f".{output.name}.lock"), timeout=0):
+            report = _mine(arguments, work, report_file)
+            if arguments.work_dir is None:
+                shutil.rmtree(work, ignore_errors=True)
         if not report.positives_in_corpus:
             logger.warning(
                 "none of the %d positives stands in the corpus, by id or text: their twins in it "
                 "may become negatives; check that the corpus is the one they come from",
                 report.positives,
             )
-        if arguments.work_dir is None:
-            shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise ConfigError(
             f"--output {output}: {error.filename or work} cannot be written "
             f"({error.strerror or error}); choose another place"
         ) from error
+    except HeldError as error:
+        raise ConfigError(
+            f"--output {output}: another run is writing it; wait until it has ended, or choose "
+            "another"
+        ) from error
     return MiningResult(output, report_file, report)
+
+
+def _mine(arguments: MiningArguments, work: Path, report_file: Path) -> MiningReport:
+    """Find, write and report."""
+    output = Path(arguments.output)
+    run = _Run(arguments, work)
+    folders = [run.lists(method) for method in arguments.method]
+    counts: Counter[str] = Counter()
+
+    def tables() -> Iterator[Any]:
+        for table in run.rows(folders):
+            counts.update(json.loads(table.schema.metadata[b"counts"]))
+            yield table
+
+    _write_rows(output, tables(), _schema(arguments.teacher is not None))
+    for line in run.bad_rows.report(readers.refused_file(output)):
+        console.print(line)
+    report = run.report(counts)
+    with replacing(report_file) as file:
+        text = json.dumps(dataclasses.asdict(report), ensure_ascii=False, indent=1)
+        file.write(text.encode() + b"\n")
+    return report

@@ -11,14 +11,24 @@ import os
 import re
 import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from rankwright.arguments import TrainArguments
+from rankwright.arguments import TrainArguments, cache_folder
 from rankwright.data.readers import REFUSED
 from rankwright.errors import CheckpointError, ConfigError
-from rankwright.files import DamagedError, publish, read_marker, sync, sync_names, write_marker
+from rankwright.files import (
+    DamagedError,
+    HeldError,
+    locked,
+    publish,
+    read_marker,
+    sync,
+    sync_names,
+    write_marker,
+)
 from rankwright.models import checkpoint
 from rankwright.progress import console
 from rankwright.records import FOLDER, NAMES
@@ -31,6 +41,9 @@ ADAPTER_FOLDER = "adapter"
 REFUSED_FILE = f"rows{REFUSED}"
 MARKER = "complete.json"
 SAVING = ".saving"
+LOCK = ".lock"
+# those that loaded batches for a run that was killed hold its lock for some seconds
+PATIENCE = 10.0
 # what a process that was killed while it replaced a checkpoint left
 LEFT = ".checkpoint-*.part"
 
@@ -182,6 +195,25 @@ def finish_checkpoint(output: Path, name: str, progress: Progress) -> Path:
     return output / name
 
 
+@contextmanager
+def held(output: Path) -> Iterator[None]:
+    """Keep other runs from a folder, with a lock that ends with the process.
+
+    Raises:
+        ConfigError: another run holds it, also after ``PATIENCE`` seconds.
+        OSError: the folder cannot be made.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(output / LOCK, timeout=PATIENCE):
+            yield
+    except HeldError as error:
+        raise ConfigError(
+            f"--output_dir {output}: another run is writing there; choose another, or wait until "
+            "it has ended"
+        ) from error
+
+
 def try_out(output: Path) -> None:
     """Make a folder and write into it, to learn at once what the first checkpoint would.
 
@@ -227,6 +259,9 @@ def damage(folder: Path, *, contents: bool = False) -> str | None:
 def prepare(output: Path, arguments: TrainArguments) -> str | None:
     """Refuse a folder that holds another run, or find the checkpoint to resume from.
 
+    What may stand in a folder that is free: refused rows, which alone are those of a run that was
+    stopped before its first step, a run's lock, and the cache, if it is to lie there.
+
     Nothing is deleted here: ``clear`` does that once rows and model are known to be good.
     """
     named = arguments.training.get("resume_from_checkpoint")
@@ -248,8 +283,11 @@ def prepare(output: Path, arguments: TrainArguments) -> str | None:
             raise ConfigError(f"--output_dir {output}{where} is a file; name a folder")
     if arguments.run.resume or str(named).lower() == "true":
         return str(last_whole(output))
-    # refused rows alone are those of a run that was stopped before its first step
-    if not (output.is_dir() and any(path.name != REFUSED_FILE for path in output.iterdir())):
+    free = {REFUSED_FILE, LOCK}
+    if cache := cache_folder(arguments.data):
+        with suppress(ValueError):
+            free.update(Path(os.path.abspath(cache)).relative_to(os.path.abspath(output)).parts[:1])
+    if not (output.is_dir() and any(path.name not in free for path in output.iterdir())):
         return None
     if not arguments.run.overwrite:
         raise ConfigError(

@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
@@ -27,7 +27,7 @@ import torch
 from rankwright.arguments import process_numbers
 from rankwright.data.cache import digest
 from rankwright.errors import DataError
-from rankwright.files import sync_names
+from rankwright.files import HeldError, locked, sync_names
 from rankwright.ranking import WINDOW, Progress, Reranker
 from rankwright.types import Example, ScoredList
 
@@ -88,6 +88,13 @@ class Processes:
                 torch.distributed.all_gather_object(found, value)
             if len(set(found)) > 1:
                 raise refused(", ".join(dict.fromkeys(found)))
+
+    def agree_on_rows(self, digest: str) -> None:
+        """See to it that all have read the same rows, by a digest of them; see ``agree``."""
+        self.agree(
+            digest,
+            lambda _: DataError("the processes have read other rows; all must read the same ones"),
+        )
 
 
 @contextmanager
@@ -161,16 +168,17 @@ def score_lists(
     """
     processes = processes or Processes()
     if processes.world > 1:
-        total = hashlib.sha256()
-        for example in examples:
-            total.update(repr((example.query, example.documents)).encode())
-        processes.agree(
-            total.hexdigest(),
-            lambda _: DataError("the processes have read other rows; all must read the same ones"),
-        )
+        read = hashlib.sha256()
+        _add_rows(read, examples)
+        processes.agree_on_rows(read.hexdigest())
     found = blocks(examples)
     while turn := list(islice(found, processes.world)):
         yield from _score_turn(reranker, turn, processes, progress)
+
+
+def _add_rows(read: Any, examples: Iterable[Example]) -> None:
+    for example in examples:
+        read.update(repr((example.query, example.documents)).encode())
 
 
 def _score_turn(
@@ -205,7 +213,7 @@ def write_lines(
 
     The lines grow in hidden files beside ``path``, which takes its name when it is whole. Where a
     run that was stopped left some for the same ``key`` and number of processes, those of whole
-    blocks are kept and the next ones follow.
+    blocks are kept and the next ones follow. One run at a time writes a file.
 
     Args:
         reranker: the model.
@@ -222,14 +230,36 @@ def write_lines(
 
     Raises:
         OSError: a file cannot be written.
-        DataError: a score is not finite, see ``Reranker.score_examples``; the lines of another
-            process are not there; or ``path`` is a folder, a pipe or a device.
+        DataError: a score is not finite, see ``Reranker.score_examples``; another process has read
+            other rows, or its lines are not there; another run writes the file; or ``path`` is a
+            folder, a pipe or a device.
     """
     processes, counts = processes or Processes(), [] if counts is None else counts
     if path.exists() and not path.is_file():
         raise DataError(f"{str(path)!r} is no file, so lines cannot grow beside it; name a file")
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
+    first = processes.rank == 0
+    try:
+        with locked(path.with_name(f".{path.name}.lock"), timeout=0) if first else nullcontext():
+            processes.wait()
+            return _write_lines(reranker, examples, path, line, key, counts, processes, progress)
+    except HeldError as error:
+        raise DataError(
+            f"another run is writing {path}; wait until it has ended, or end it"
+        ) from error
+
+
+def _write_lines(
+    reranker: Reranker,
+    examples: Iterable[Example],
+    path: Path,
+    line: Callable[[ScoredList], str],
+    key: Any,
+    counts: list[int],
+    processes: Processes,
+    progress: Progress | None,
+) -> int:
     part, key_file = _part(path, processes, processes.rank), _hidden(path, processes, "key")
     counts_file = _hidden(path, processes, "counts")
     written = digest(key)
@@ -240,6 +270,7 @@ def write_lines(
         key_file.write_text(written, encoding="utf-8")
     sizes: list[int] = []
     kept = whole = 0
+    read = hashlib.sha256()
     with part.open("ab") as file, counts_file.open("ab") as tally:
         # what the counts were behind each whole block
         ends, tallies = _line_ends(part), _line_ends(counts_file)
@@ -254,6 +285,8 @@ def write_lines(
         before = True
         for number, block in enumerate(blocks(examples)):
             sizes.append(len(block))
+            if processes.world > 1:
+                _add_rows(read, block)
             if number % processes.world != processes.rank:
                 continue
             if before and whole < len(tallies) and kept + len(block) <= len(ends):
@@ -273,7 +306,8 @@ def write_lines(
         if before:
             go_on()
         os.fsync(file.fileno())
-    processes.wait()
+    # all have written their lines then, too
+    processes.agree_on_rows(read.hexdigest())
     if processes.rank == 0:
         _put_together(path, processes, sizes)
     processes.wait()
@@ -324,6 +358,8 @@ def _put_together(path: Path, processes: Processes, sizes: Sequence[int]) -> Non
                         "rows"
                     )
                 out.writelines(lines)
+            # ``agree`` has seen to it that all have read the same rows
+            assert not any(file.readline() for file in files)
             out.flush()
             os.fsync(out.fileno())
     else:

@@ -10,6 +10,7 @@ Shape legend: ``Q`` groups, ``P`` pairs.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import math
@@ -20,11 +21,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -406,6 +407,9 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         # the base class forgets one that is not where it was
         if here.is_dir() and (named is None or Path(named).resolve() == here.resolve()):
             state.best_model_checkpoint = str(here)
+        # or some would ask the others in the end whether to load it, and some would not
+        if self.any_process(state.best_model_checkpoint is None):
+            state.best_model_checkpoint = None
 
     def progress(self) -> Progress:
         """What a checkpoint is to know beside the base class's state; on every process."""
@@ -1041,6 +1045,32 @@ def train_on(
         callbacks: see ``train``.
         bad_rows: rows that could not be read, to be written down.
     """
+    with ExitStack() as held:
+        return _train_on(
+            held,
+            arguments,
+            train_examples,
+            val_examples,
+            dropped,
+            resume_from,
+            before_training,
+            callbacks,
+            bad_rows,
+        )
+
+
+def _train_on(
+    held: ExitStack,
+    arguments: TrainArguments,
+    train_examples: Sequence[Example],
+    val_examples: Sequence[Example],
+    dropped: dict[str, int] | None,
+    resume_from: str | None,
+    before_training: Callable[[Reranker], None] | None,
+    callbacks: Sequence[TrainerCallback],
+    bad_rows: BadRows | None,
+) -> TrainResult:
+    """``train_on``; ``held`` is left when all is written."""
     output = Path(arguments.training["output_dir"])
     objective = parse_objective(arguments.loss.loss_type)
     objective = objective.with_options(dataclasses.asdict(arguments.loss))
@@ -1100,8 +1130,10 @@ def train_on(
     )
     # nothing is written before all have seen the folder as it was: ``run_folder.prepare`` of a
     # process that is behind would take it for another run's
-    _agree_on_start(args, resume_from)
+    _agree_on_start(args, resume_from, train_examples, val_examples)
     try:
+        if args.process_index == 0:
+            held.enter_context(run_folder.held(output))
         run_folder.try_out(output)
     except OSError as error:
         raise ConfigError(
@@ -1178,6 +1210,8 @@ def train_on(
         ) from error
     finally:
         watcher.close()
+    # all have agreed; what reaches one of them alone from now on is too late to stop it
+    trainer.stop_requested.clear()
     seconds = trainer.seconds
     if stopped and not trainer.state.global_step:
         raise Interrupted("stopped before the first step; the same command begins again")
@@ -1215,8 +1249,11 @@ def train_on(
         more = {"lengths": lengths, "rows": rows, "data": _data_names(arguments)}
         name = target.name if target is not None else output.name
         _save_final(trainer, arguments, result, more, name)
-        if target is not None:
-            _push(output, target)
+    # what follows may read the folder; a push may take longer than others wait
+    with together():
+        trainer._wait()
+    if target is not None:
+        _push(output, target)
     return result
 
 
@@ -1568,6 +1605,16 @@ def _training_arguments(
         raise ConfigError(
             "--eval_on_start needs validation rows; give --val_dataset or --split_dataset_ratio"
         )
+    if values.get("auto_find_batch_size"):
+        raise ConfigError(
+            "--auto_find_batch_size is not supported: it would begin again with the weights that "
+            "it has, and on one process of several; give --batch_tokens or a smaller "
+            "--per_device_train_batch_size"
+        )
+    if values.get("save_on_each_node"):
+        raise ConfigError(
+            "--save_on_each_node is not supported: all processes share --output_dir; leave it out"
+        )
     if values.get("neftune_noise_alpha") is not None:
         raise ConfigError(
             "--neftune_noise_alpha is not supported: its noise goes by the length of a padded "
@@ -1916,19 +1963,36 @@ def _plan(
     )
 
 
-def _agree_on_start(args: Any, resume_from: str | None) -> None:
+def _agree_on_start(
+    args: Any,
+    resume_from: str | None,
+    train_examples: Sequence[Example],
+    val_examples: Sequence[Example],
+) -> None:
     """Refuse to go on from several checkpoints: one process may have found a file damaged.
+
+    And on other rows: a file may be changed, or a hub out of reach, between two processes' reading.
 
     Raises:
         CheckpointError: the processes have chosen others; all of them raise it.
+        DataError: they have read others.
     """
-    Processes(args.process_index, args.world_size).agree(
+    processes = Processes(args.process_index, args.world_size)
+    processes.agree(
         Path(resume_from).name if resume_from else "none",
         lambda found: CheckpointError(
             f"--resume: the processes found other checkpoints whole ({found}); the same command "
             "again, or --resume_from_checkpoint with the one that all of them can read"
         ),
     )
+    if processes.world > 1:
+        read = hashlib.sha256()
+        for _, part in chain(blocks(train_examples), blocks(val_examples)):
+            rows = outline(part)
+            read.update(f"{len(rows)} {list(rows.query_ids)}".encode())
+            for numbers in (rows.positives, rows.negatives):
+                read.update(numbers.values.tobytes() + numbers.offsets.tobytes())
+        processes.agree_on_rows(read.hexdigest())
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
@@ -21,6 +22,7 @@ from rankwright.data.groups import split_examples
 from rankwright.data.readers import READERS, load_examples
 from rankwright.data.store import ExampleStore, load_store
 from rankwright.errors import DataError
+from rankwright.files import locked
 from rankwright.types import Example
 from tests.data.test_readers import BAD_ROWS, CASES, ROW, collection, numbered, write
 
@@ -278,6 +280,20 @@ def test_errors_are_the_readers(tmp_path: Path) -> None:
         load_store(tmp_path / "typo.jsonl", tmp_path / "cache")
 
 
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file takes the lock's place: it would outlive a killed process, and all would wait."""
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    (tmp_path / "lock").touch()
+    with locked(tmp_path / "lock") as alone:
+        assert not alone
+    path = numbered(tmp_path / "rows.jsonl", 50)
+    assert len(load_store(path, tmp_path / "cache").examples) == 50
+
+
 def test_two_at_once_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is second waits and finds it, even where it was told to make it anew."""
     from threading import Barrier, Thread
@@ -292,14 +308,14 @@ def test_two_at_once_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         made.append(folder.name)
         original(folder, *args)
 
-    locked = cache_module._locked
+    locked = cache_module.locked
 
     def _locked(path: Path) -> Any:
         barrier.wait(timeout=60)  # both have seen the old one before either makes a new one
         return locked(path)
 
     monkeypatch.setattr(store, "_write", _write)
-    monkeypatch.setattr(cache_module, "_locked", _locked)
+    monkeypatch.setattr(cache_module, "locked", _locked)
     found: list[int] = []
 
     def start() -> None:

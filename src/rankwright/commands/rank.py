@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,7 +195,7 @@ def _write_scores(given: dict[str, Any], options: Any, *, others: bool) -> int:
     report_refused(bad_rows, path)
     rows, key = len(data.examples), None
     if isinstance(data.examples, ExampleStore):
-        key = _key(given, data.examples.folder.name)
+        key = _key(given, data.examples.folder.name, path)
     with several() as processes:
         reranker = load_reranker(given)
         try:
@@ -212,15 +213,24 @@ def _write_scores(given: dict[str, Any], options: Any, *, others: bool) -> int:
     return 0
 
 
-def _key(given: dict[str, Any], rows: Any) -> list[Any]:
+def _key(given: dict[str, Any], rows: Any, output: Path) -> list[Any]:
     """What a line depends on: the code, the rows, the files of the model and the arguments."""
     from rankwright import __version__
-    from rankwright.data.readers import file_stamp
+    from rankwright.data.readers import file_stamp, refused_file
     from rankwright.hub import resolve_model
 
     model = model_arguments(given)
     folder = resolve_model(model.model, use_hf=model.use_hf, revision=model.revision)
-    stamps = [file_stamp(file) for file in sorted(folder.rglob("*")) if file.is_file()]
+    # what this run writes there is no part of the model, nor are the lines that grow
+    output = Path(os.path.realpath(output))
+    written = (output, refused_file(output))
+    stamps = [
+        file_stamp(file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+        and not file.name.startswith(".")
+        and Path(os.path.realpath(file)) not in written
+    ]
     known = {name: value for name, value in given.items() if name != "batch_tokens"}
     return [__version__, rows, stamps, known]
 
@@ -328,7 +338,7 @@ def _rank_file(
 
     source, output = Path(options.input), Path(options.output)
     # what comes down a pipe cannot be read again
-    key = _key(given, file_stamp(source)) if source.is_file() else None
+    key = _key(given, file_stamp(source), output) if source.is_file() else None
     try:
         with tracked("ranking", None) as advance:
             done = write_lines(

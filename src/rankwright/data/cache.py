@@ -15,9 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from filelock import FileLock
-
-from rankwright.files import DamagedError, publish
+from rankwright.files import DamagedError, locked, publish
 
 T = TypeVar("T")
 
@@ -134,7 +132,7 @@ def cached(
     # rows may be nobody else's business
     folder.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.parent.mkdir(exist_ok=True)
-    with _locked(folder.with_name(f".{folder.name}.lock")) as alone:
+    with locked(folder.with_name(f".{folder.name}.lock")) as alone:
         # of several processes the first one makes it, and the others have waited here
         if not rebuild or _identity(folder) not in (None, before):
             with contextlib.suppress(DamagedError):
@@ -165,18 +163,3 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 def _empty(folder: Path) -> Path:
     return Path(tempfile.mkdtemp(".part", f".{folder.name}.", folder.parent))
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Wait until no other process holds this lock; False where the file system has none."""
-    lock = FileLock(path)
-    try:
-        lock.acquire()
-    except (OSError, NotImplementedError):
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rankwright.templates import DEFAULT_INSTRUCTION, QWEN3_PREFIX, QWEN3_SUFFIX
 from rankwright.types import Example
 
 TEXT = (
@@ -56,14 +57,22 @@ def encoder_tokenizer(*, token_types: bool) -> PreTrainedTokenizerFast:
 
 
 def decoder_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level pairs as in Qwen, with ``yes`` and ``no`` as single tokens."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("y", "e"), ("ye", "s"), ("n", "o"), ("t", "h"), ("th", "e"), ("Ġ", "the")]
-    tokens = [*alphabet, *("".join(m) for m in merges)]
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    """Byte-level pairs as in Qwen, with ``yes`` and ``no`` as single tokens.
+
+    They are learned from the prompt and our words: of bytes alone a prompt would be four times as
+    long, and most of the tests' time attention's.
+    """
+    tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    texts = [QWEN3_PREFIX, DEFAULT_INSTRUCTION, QWEN3_SUFFIX, TEXT, "yes", "no"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000,
+        min_frequency=1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(QWEN_SPECIAL)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

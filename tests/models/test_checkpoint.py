@@ -233,7 +233,7 @@ def test_refusals(tmp_path: Path) -> None:
         checkpoint.load(folder)
     qwen = tiny.save_base(tmp_path / "qwen", "qwen3")
     with pytest.raises(
-        ConfigError, match=r"--positive_token 'relevant' is not a single token.*\['r', 'e'"
+        ConfigError, match=r"--positive_token 'relevant' is not a single token.*\['re', 'levant'"
     ):
         checkpoint.load(qwen, LoadOptions(positive_token="relevant"))
     with pytest.raises(ConfigError, match="two different tokens"):

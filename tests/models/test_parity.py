@@ -482,10 +482,11 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 def test_half_precision_scores_stay_apart() -> None:
     """bf16 logits subtracted have 8 bits; the float32 direction keeps close documents apart."""
     model = tiny.build("qwen3").to(torch.bfloat16)
-    wrapped = RerankerModel(model, "generative", (257, 258))
+    yes, no = tiny.tokenizer_for("qwen3").convert_tokens_to_ids(["yes", "no"])
+    wrapped = RerankerModel(model, "generative", (yes, no))
     _, collate = reranker("qwen3", packed=True)
-    example = tiny.examples(1, documents=100)[0]
-    scores_P = wrapped(collate([Group(example, tuple(range(100)))]))
+    example = tiny.examples(1, documents=600)[0]
+    scores_P = wrapped(collate([Group(example, tuple(range(600)))]))
     assert scores_P.dtype == torch.float32
     distinct = len(set(scores_P.tolist()))
     logits = scores_P.to(torch.bfloat16)

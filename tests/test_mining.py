@@ -18,7 +18,7 @@ from rankwright import cli, mining, retrieval
 from rankwright.arguments import MiningArguments
 from rankwright.data.readers import load_examples
 from rankwright.errors import CheckpointError, ConfigError, DataError, RankwrightError
-from rankwright.files import locked
+from rankwright.files import LOCK, locked
 from rankwright.mining import (
     ABOVE,
     ABSOLUTE,
@@ -661,19 +661,17 @@ mining.mine(queries=sys.argv[2], corpus=sys.argv[3], output=sys.argv[4], dense_m
 """
 
 
-def test_one_run_at_a_time_writes_a_file(made: tuple[str, str], tmp_path: Path) -> None:
+def test_one_run_at_a_time_uses_a_folder(made: tuple[str, str], tmp_path: Path) -> None:
     """The first to end would remove the pieces that the second one still reads."""
     queries, corpus = made
     given = {"queries": queries, "corpus": corpus, "output": str(tmp_path / "mined.jsonl")}
-    with (
-        locked(tmp_path / ".mined.jsonl.lock"),
-        pytest.raises(
-            ConfigError, match=r"--output .*mined.jsonl: another run is writing it; wait"
-        ),
-    ):
+    work = tmp_path / "mined.jsonl.part"
+    work.mkdir()
+    told = r"--output .*mined.jsonl: another run is using .*.part; wait"
+    with locked(work / LOCK), pytest.raises(ConfigError, match=told):
         mine(**given)
     mine(**given)
-    assert not list(tmp_path.glob(".*"))
+    assert not work.exists()
 
 
 @pytest.mark.parametrize("pieces", [3, pytest.param(12, marks=pytest.mark.slow), 40])

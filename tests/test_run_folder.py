@@ -24,7 +24,7 @@ import transformers
 from rankwright import run_folder, trainer
 from rankwright.arguments import resolve
 from rankwright.errors import CheckpointError, ConfigError, DataError
-from rankwright.files import HeldError, locked
+from rankwright.files import LOCK, HeldError, locked
 from rankwright.models import checkpoint
 from rankwright.run_folder import MARKER, Progress, damage, last_whole, rotate
 from rankwright.shares import Processes
@@ -596,39 +596,60 @@ def test_processes_train_on_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> No
             trainer._agree_on_start(two, None, changed, rows[3:])
 
 
-def test_one_run_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_run_at_a_time(tmp_path: Path) -> None:
     """Of two in one folder the second is refused, whatever it was told to do, also at the end."""
-    base, output = tiny.save_base(tmp_path / "base", "bert"), tmp_path / "out"
-    rows, tried = tiny.examples(4), []
+    base, output = tiny.save_base(tmp_path / "base", "bert"), tmp_path / "runs" / "out"
+    dataset, tried = str(tmp_path / "rows.jsonl"), []
+    rows = [
+        {"query": e.query, "positive": e.documents[:1], "negative": e.documents[1:]}
+        for e in tiny.examples(4)
+    ]
+    Path(dataset).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     class Second(transformers.TrainerCallback):  # type: ignore[misc]
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            with pytest.raises(HeldError), locked(output / run_folder.LOCK, timeout=0):
+            with pytest.raises(HeldError), locked(output / LOCK, timeout=0):
                 pass
             tried.append(state.global_step)
 
-    train_on(arguments(base, output), rows, [], callbacks=[Second()])
+    with pytest.raises(CheckpointError, match=r"--resume: .* holds no whole checkpoint"):
+        trainer.train(arguments(base, output, dataset=[dataset], resume=True))
+    assert not output.parent.exists()
+    trainer.train(arguments(base, output, dataset=[dataset]), callbacks=[Second()])
     assert tried == list(range(1, STEPS + 1))
-    assert not (output / run_folder.LOCK).exists()
     before = sorted(output.rglob("*"))
-    monkeypatch.setattr(run_folder, "PATIENCE", 0.0)
-    with (
-        locked(output / run_folder.LOCK),
-        pytest.raises(ConfigError, match=r"--output_dir .*out: another run is writing there; ch"),
-    ):
-        train_on(arguments(base, output, overwrite=True), rows, [])
+    assert output / LOCK not in before
+    told = r"--output_dir .*out: another run is writing there; choose another"
+    with locked(output / LOCK), pytest.raises(ConfigError, match=told):
+        trainer.train(arguments(base, output, dataset=[dataset], overwrite=True))
     assert sorted(output.rglob("*")) == before
+
+
+def test_a_lock_of_another_process_stays(tmp_path: Path) -> None:
+    """Where the folder has vanished with the first one's, and was made anew."""
+    output = tmp_path / "out"
+    output.mkdir()
+    with locked(output / LOCK, timeout=0):
+        shutil.rmtree(output)
+        output.mkdir()
+        (output / LOCK).touch()
+    assert (output / LOCK).exists()
 
 
 def test_what_a_killed_run_leaves_in_a_free_folder(tmp_path: Path) -> None:
     """Its lock, and the cache, if it was to lie there, are no run."""
     output = tmp_path / "out"
     (output / "kept" / "rows").mkdir(parents=True)
-    (output / run_folder.LOCK).touch()
-    given = {"base": tmp_path / "base", "output": output}
-    assert run_folder.prepare(output, arguments(**given, cache_dir=str(output / "kept"))) is None
+    (output / LOCK).touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    base = tmp_path / "base"
+    for cache in (output / "kept", tmp_path / "link" / "out" / "kept"):
+        given = arguments(base, output, cache_dir=str(cache))
+        assert run_folder.prepare(output, given) is None
     with pytest.raises(ConfigError, match="is not empty"):
-        run_folder.prepare(output, arguments(**given))
+        run_folder.prepare(output, arguments(base, output))
+    with pytest.raises(ConfigError, match=r"--cache_dir .*out is --output_dir; choose a folder in"):
+        run_folder.prepare(output, arguments(base, output, cache_dir=str(output)))
 
 
 def test_nothing_is_written_before_all_have_looked(

@@ -21,6 +21,9 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+# the file of a folder's lock, which is no part of what the folder holds
+LOCK = ".lock"
+
 
 class DamagedError(Exception):
     """A folder is not what was written."""
@@ -158,16 +161,19 @@ def locked(path: Path, *, timeout: float = -1) -> Iterator[bool]:
     """Hold a lock, which ends with the process; False where the file system has none.
 
     Args:
-        path: its file, which is gone afterwards.
+        path: its file; gone afterwards, but for what a killed process leaves.
         timeout: how many seconds to wait for another process, default as long as it takes.
 
     Raises:
         HeldError: another process still holds it.
     """
-    # a file in place of a lock would outlive a process that is killed
-    lock = FileLock(path, timeout, fallback_to_soft=False)
+    path = Path(os.path.abspath(path))
+    # a file in place of a lock would outlive a process that is killed on another machine; and
+    # whoever may write the folder may have to take the file that one has left
+    lock = FileLock(path, timeout, mode=0o666, fallback_to_soft=False)
     try:
         lock.acquire()
+        own = path.stat()
     except Timeout as error:
         raise HeldError(str(path)) from error
     except (OSError, NotImplementedError):
@@ -176,8 +182,10 @@ def locked(path: Path, *, timeout: float = -1) -> Iterator[bool]:
     try:
         yield True
     finally:
+        # the folder may have vanished with it, and another process have made both anew
         with contextlib.suppress(OSError):
-            path.unlink()
+            if os.path.samestat(path.stat(), own):
+                path.unlink()
         lock.release()
 
 

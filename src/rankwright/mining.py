@@ -49,7 +49,7 @@ from rankwright.data.cache import META, arrow_file, cached, digest
 from rankwright.data.readers import BadRows, file_stamp
 from rankwright.data.store import load_store
 from rankwright.errors import ConfigError, DataError
-from rankwright.files import HeldError, locked, read_marker, replacing, write_marker
+from rankwright.files import LOCK, HeldError, locked, read_marker, replacing, write_marker
 from rankwright.progress import console, tracked
 from rankwright.retrieval import BM25, Analyzer, Dense, Floats, Ints
 from rankwright.types import Example
@@ -1203,7 +1203,7 @@ def mine(arguments: MiningArguments | None = None, /, **given: Any) -> MiningRes
     work = Path(arguments.work_dir or f"{output}.part")
     try:
         work.mkdir(parents=True, exist_ok=True)
-        with locked(output.with_name(f".{output.name}.lock"), timeout=0):
+        with locked(work / LOCK, timeout=0):
             report = _mine(arguments, work, report_file)
             if arguments.work_dir is None:
                 shutil.rmtree(work, ignore_errors=True)
@@ -1220,8 +1220,8 @@ def mine(arguments: MiningArguments | None = None, /, **given: Any) -> MiningRes
         ) from error
     except HeldError as error:
         raise ConfigError(
-            f"--output {output}: another run is writing it; wait until it has ended, or choose "
-            "another"
+            f"--output {output}: another run is using {work}; wait until it has ended, or choose "
+            "another --output or --work_dir"
         ) from error
     return MiningResult(output, report_file, report)
 

@@ -20,6 +20,7 @@ from rankwright.arguments import TrainArguments, cache_folder
 from rankwright.data.readers import REFUSED
 from rankwright.errors import CheckpointError, ConfigError
 from rankwright.files import (
+    LOCK,
     DamagedError,
     HeldError,
     locked,
@@ -41,9 +42,6 @@ ADAPTER_FOLDER = "adapter"
 REFUSED_FILE = f"rows{REFUSED}"
 MARKER = "complete.json"
 SAVING = ".saving"
-LOCK = ".lock"
-# those that loaded batches for a run that was killed hold its lock for some seconds
-PATIENCE = 10.0
 # what a process that was killed while it replaced a checkpoint left
 LEFT = ".checkpoint-*.part"
 
@@ -199,19 +197,28 @@ def finish_checkpoint(output: Path, name: str, progress: Progress) -> Path:
 def held(output: Path) -> Iterator[None]:
     """Keep other runs from a folder, with a lock that ends with the process.
 
+    Folders that had to be made and were left empty are removed again. One that cannot be made is
+    nobody's; ``try_out`` says so.
+
     Raises:
-        ConfigError: another run holds it, also after ``PATIENCE`` seconds.
-        OSError: the folder cannot be made.
+        ConfigError: another run holds it.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    here = Path(os.path.abspath(output))
+    made = [place for place in (here, *here.parents) if not place.exists()]
+    with suppress(OSError):
+        here.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(output / LOCK, timeout=PATIENCE):
+        with locked(here / LOCK, timeout=0):
             yield
     except HeldError as error:
         raise ConfigError(
             f"--output_dir {output}: another run is writing there; choose another, or wait until "
             "it has ended"
         ) from error
+    finally:
+        with suppress(OSError):
+            for place in made:
+                place.rmdir()
 
 
 def try_out(output: Path) -> None:
@@ -285,8 +292,13 @@ def prepare(output: Path, arguments: TrainArguments) -> str | None:
         return str(last_whole(output))
     free = {REFUSED_FILE, LOCK}
     if cache := cache_folder(arguments.data):
-        with suppress(ValueError):
-            free.update(Path(os.path.abspath(cache)).relative_to(os.path.abspath(output)).parts[:1])
+        whole = os.path.realpath(output)
+        if os.path.realpath(cache) == whole:
+            raise ConfigError(
+                f"--cache_dir {cache} is --output_dir; choose a folder in it, or another one"
+            )
+        if os.path.realpath(cache.parent) == whole:
+            free.add(cache.name)
     if not (output.is_dir() and any(path.name not in free for path in output.iterdir())):
         return None
     if not arguments.run.overwrite:

@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
@@ -239,9 +239,15 @@ def write_lines(
         raise DataError(f"{str(path)!r} is no file, so lines cannot grow beside it; name a file")
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    first = processes.rank == 0
+    # the first process's keeps every other run away, each one's those of as many processes, also
+    # where the first is gone and the others are not yet
+    locks = {_hidden(path, processes, "lock")}
+    if processes.rank == 0:
+        locks.add(_hidden(path, Processes(), "lock"))
     try:
-        with locked(path.with_name(f".{path.name}.lock"), timeout=0) if first else nullcontext():
+        with ExitStack() as held:
+            for lock in locks:
+                held.enter_context(locked(lock, timeout=0))
             processes.wait()
             return _write_lines(reranker, examples, path, line, key, counts, processes, progress)
     except HeldError as error:
@@ -358,8 +364,9 @@ def _put_together(path: Path, processes: Processes, sizes: Sequence[int]) -> Non
                         "rows"
                     )
                 out.writelines(lines)
-            # ``agree`` has seen to it that all have read the same rows
-            assert not any(file.readline() for file in files)
+            for part, file in zip(parts, files, strict=True):
+                if file.readline():
+                    raise DataError(f"{part} is too long; leave its writing to one run")
             out.flush()
             os.fsync(out.fileno())
     else:

@@ -21,7 +21,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -46,13 +46,14 @@ from rankwright.arguments import (
     TrainArguments,
     cache_folder,
     load_options,
+    process_numbers,
     resolve,
     without_secrets,
 )
 from rankwright.data.batches import BatchPlan, GroupDataset, Sampling
 from rankwright.data.collate import Collator
 from rankwright.data.groups import Needs, borrow, split_examples, unusable
-from rankwright.data.outline import blocks, instructions, outline, select
+from rankwright.data.outline import blocks, folds, instructions, outline, select
 from rankwright.data.readers import BadRows, LoadedData, Purpose, dataset_instructions
 from rankwright.data.store import load_store, release_unused
 from rankwright.data.tokens import allow_forks, quiet_tokenizers, token_store
@@ -1003,23 +1004,25 @@ def train(
     """
     arguments = arguments or resolve(given)
     output = Path(arguments.training["output_dir"])
-    resume_from = run_folder.prepare(output, arguments)
-    if any((arguments.model.template, arguments.model.template_prefix)):
-        # before an hour of reading rows
-        options = LoadOptions(**load_options(arguments.model))
-        checkpoint.describe(arguments.model.model, options, weights=False)
-    transformers.set_seed(arguments.training["seed"])
-    bad_rows = BadRows(arguments.bad_rows.on_bad_row, arguments.bad_rows.max_bad_rows)
-    train_examples, val_examples, dropped = _load_rows(arguments, bad_rows)
-    return train_on(
-        arguments,
-        train_examples,
-        val_examples,
-        dropped,
-        resume_from,
-        callbacks=callbacks,
-        bad_rows=bad_rows,
-    )
+    # from the first look to the last file
+    with run_folder.held(output) if process_numbers()[0] == 0 else nullcontext():
+        resume_from = run_folder.prepare(output, arguments)
+        if any((arguments.model.template, arguments.model.template_prefix)):
+            # before an hour of reading rows
+            options = LoadOptions(**load_options(arguments.model))
+            checkpoint.describe(arguments.model.model, options, weights=False)
+        transformers.set_seed(arguments.training["seed"])
+        bad_rows = BadRows(arguments.bad_rows.on_bad_row, arguments.bad_rows.max_bad_rows)
+        train_examples, val_examples, dropped = _load_rows(arguments, bad_rows)
+        return train_on(
+            arguments,
+            train_examples,
+            val_examples,
+            dropped,
+            resume_from,
+            callbacks=callbacks,
+            bad_rows=bad_rows,
+        )
 
 
 @_engine_variables()
@@ -1045,32 +1048,6 @@ def train_on(
         callbacks: see ``train``.
         bad_rows: rows that could not be read, to be written down.
     """
-    with ExitStack() as held:
-        return _train_on(
-            held,
-            arguments,
-            train_examples,
-            val_examples,
-            dropped,
-            resume_from,
-            before_training,
-            callbacks,
-            bad_rows,
-        )
-
-
-def _train_on(
-    held: ExitStack,
-    arguments: TrainArguments,
-    train_examples: Sequence[Example],
-    val_examples: Sequence[Example],
-    dropped: dict[str, int] | None,
-    resume_from: str | None,
-    before_training: Callable[[Reranker], None] | None,
-    callbacks: Sequence[TrainerCallback],
-    bad_rows: BadRows | None,
-) -> TrainResult:
-    """``train_on``; ``held`` is left when all is written."""
     output = Path(arguments.training["output_dir"])
     objective = parse_objective(arguments.loss.loss_type)
     objective = objective.with_options(dataclasses.asdict(arguments.loss))
@@ -1132,8 +1109,6 @@ def _train_on(
     # process that is behind would take it for another run's
     _agree_on_start(args, resume_from, train_examples, val_examples)
     try:
-        if args.process_index == 0:
-            held.enter_context(run_folder.held(output))
         run_folder.try_out(output)
     except OSError as error:
         raise ConfigError(
@@ -1971,7 +1946,8 @@ def _agree_on_start(
 ) -> None:
     """Refuse to go on from several checkpoints: one process may have found a file damaged.
 
-    And on other rows: a file may be changed, or a hub out of reach, between two processes' reading.
+    And on other queries and labels: a file may be changed, or a hub out of reach, between two
+    processes' reading.
 
     Raises:
         CheckpointError: the processes have chosen others; all of them raise it.
@@ -1990,8 +1966,11 @@ def _agree_on_start(
         for _, part in chain(blocks(train_examples), blocks(val_examples)):
             rows = outline(part)
             read.update(f"{len(rows)} {list(rows.query_ids)}".encode())
+            read.update(folds(part).tobytes())
             for numbers in (rows.positives, rows.negatives):
                 read.update(numbers.values.tobytes() + numbers.offsets.tobytes())
+            for values in (rows.highest, rows.lowest, rows.taught):
+                read.update(values.tobytes())
         processes.agree_on_rows(read.hexdigest())
 
 

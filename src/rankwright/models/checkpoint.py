@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from rankwright.errors import CheckpointError, ConfigError
-from rankwright.files import publish, replacing, sync
+from rankwright.files import LOCK, publish, replacing, sync
 from rankwright.guards import not_finite
 from rankwright.hub import refuse_pickles, resolve_model
 from rankwright.models.families import FAMILIES
@@ -629,6 +629,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         # it would be replaced, and nobody stand anywhere any more
         raise CheckpointError(f"{named} is the folder this runs in, or above it; name another")
     held = [path.name for path in target.iterdir()] if target.is_dir() else []
+    held = [name for name in held if name != LOCK]
     run = any(name.startswith("checkpoint-") for name in held) or "adapter" in held
     if held and (SPEC_FILE not in held or run):
         raise CheckpointError(

@@ -574,7 +574,7 @@ def test_no_warning_where_nothing_is_cut(encoder: Loaded) -> None:
 
 
 def test_sharing_the_prompt_is_counted_by_hand(tmp_path: Path) -> None:
-    """A byte is a token, since "xq" and the documents hold no merge: the prompt of F + 2 tokens
+    """A letter is a token, since "xq" and the documents hold no pair: the prompt of F + 2 tokens
     stands in front of two documents of 3 and 5 with a suffix of S.
     """
     loaded = built(qwen3_folder(tmp_path, "0.6B"), max_length=900)
@@ -582,7 +582,7 @@ def test_sharing_the_prompt_is_counted_by_hand(tmp_path: Path) -> None:
     frame = len(pairs_of.encoder._prefix_ids("", loaded.spec.instruction))
     suffix = len(pairs_of.encoder.suffix)
     lead = 1  # the space before the document is a token of its own
-    rows = [Example("xq", ["aaa", "bbbbb"], [1.0, 0.0])]
+    rows = [Example("xq", ["zzz", "zzzzz"], [1.0, 0.0])]
     tokens = token_statistics(rows, pairs_of, of_rows=1)
     prompt = frame + 2
     lengths = [prompt + lead + 3 + suffix, prompt + lead + 5 + suffix]

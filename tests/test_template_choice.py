@@ -94,7 +94,7 @@ def words() -> PreTrainedTokenizerFast:
 
 
 def byte_level(chat: str | None = None) -> PreTrainedTokenizerFast:
-    tokenizer = tiny.decoder_tokenizer()
+    tokenizer = tiny.byte_tokenizer()
     tokenizer.chat_template = chat
     return tokenizer
 

@@ -56,6 +56,15 @@ def encoder_tokenizer(*, token_types: bool) -> PreTrainedTokenizerFast:
     )
 
 
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Bytes, and of words ``yes``, ``no`` and ``the`` alone."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("y", "e"), ("ye", "s"), ("n", "o"), ("t", "h"), ("th", "e"), ("Ġ", "the")]
+    tokens = [*alphabet, *("".join(merge) for merge in merges)]
+    model = models.BPE({token: i for i, token in enumerate(tokens)}, merges)
+    return _byte_level(Tokenizer(model))
+
+
 def decoder_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level pairs as in Qwen, with ``yes`` and ``no`` as single tokens.
 
@@ -64,7 +73,6 @@ def decoder_tokenizer() -> PreTrainedTokenizerFast:
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
     texts = [QWEN3_PREFIX, DEFAULT_INSTRUCTION, QWEN3_SUFFIX, TEXT, "yes", "no"]
     trainer = trainers.BpeTrainer(
         vocab_size=1000,
@@ -73,6 +81,12 @@ def decoder_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return _byte_level(tokenizer)
+
+
+def _byte_level(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(QWEN_SPECIAL)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -40,7 +40,7 @@ ROWS = [
 def encoder(kind: str, length: int) -> PairEncoder:
     if kind == "pair":
         return PairEncoder(tiny.encoder_tokenizer(token_types=True), PAIR, length)
-    return PairEncoder(tiny.decoder_tokenizer(), PROMPT, length)
+    return PairEncoder(tiny.byte_tokenizer(), PROMPT, length)
 
 
 @pytest.mark.parametrize(("kind", "length"), [("pair", 48), ("pair", 24), ("prompt", 200)])

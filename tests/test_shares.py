@@ -216,7 +216,7 @@ def test_one_run_at_a_time_writes_a_file(reranker: Reranker, tmp_path: Path) -> 
 def test_parts_of_another_file_stay(reranker: Reranker, tmp_path: Path) -> None:
     """One whose name begins with this one's, and that may be written at this time."""
     theirs = [".out.jsonl.part", ".out.jsonl.0-of-2.key"]
-    ours = [".out.part", ".out.1-of-3.part", ".out.1-of-3.key"]
+    ours = [".out.part", ".out.1-of-3.part", ".out.1-of-3.key", ".out.1-of-3.lock"]
     for name in (*theirs, *ours):
         (tmp_path / name).touch()
     write(reranker, tmp_path / "out", 1)

@@ -62,7 +62,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     merges = [("y", "e"), ("ye", "s"), ("n", "o"), ("t", "h"), ("th", "e"), ("Ġ", "the")]
     tokens = [*alphabet, *("".join(merge) for merge in merges)]
     model = models.BPE({token: i for i, token in enumerate(tokens)}, merges)
-    return _byte_level(Tokenizer(model))
+    return _with_specials(_byte_level(model))
 
 
 def decoder_tokenizer() -> PreTrainedTokenizerFast:
@@ -71,8 +71,7 @@ def decoder_tokenizer() -> PreTrainedTokenizerFast:
     They are learned from the prompt and our words: of bytes alone a prompt would be four times as
     long, and most of the tests' time attention's.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = _byte_level(models.BPE())
     texts = [QWEN3_PREFIX, DEFAULT_INSTRUCTION, QWEN3_SUFFIX, TEXT, "yes", "no"]
     trainer = trainers.BpeTrainer(
         vocab_size=1000,
@@ -81,12 +80,17 @@ def decoder_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _byte_level(tokenizer)
+    return _with_specials(tokenizer)
 
 
-def _byte_level(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+def _byte_level(model: models.BPE) -> Tokenizer:
+    tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _with_specials(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens(QWEN_SPECIAL)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -373,7 +373,7 @@ def _put_together(path: Path, processes: Processes, sizes: Sequence[int]) -> Non
         whole = parts[0]
     os.replace(whole, path)
     # those of a run on another number of processes, too; not those of a file whose name begins so
-    ours = re.compile(rf"\.{re.escape(path.name)}(\.[0-9]+-of-[0-9]+)?\.(part|key|counts)")
+    ours = re.compile(rf"\.{re.escape(path.name)}(\.[0-9]+-of-[0-9]+)?\.(part|key|counts|lock)")
     with suppress(OSError):
         for left in path.parent.iterdir():
             if ours.fullmatch(left.name):
